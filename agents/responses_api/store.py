@@ -1,7 +1,8 @@
 """Responses that are kept, in `responses.db` beside the ledger, so that a conversation can go on by an id.
 
 Each row has the new messages of one response and names the response before it. A response belongs to its key
-(`Caller.owner`); others do not find it. Leaves out HTTP, and what a response is.
+(`Caller.owner`); others do not find it. Where a key keeps too many bytes, its oldest responses go. Leaves out
+HTTP, and what a response is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ DAYS = 30  # that a response is kept where nobody says otherwise, as at OpenAI
 SECONDS_A_DAY = 86_400
 LONGEST_DAYS = 36_500
 LONGEST = 10_000  # responses of one conversation
-_TABLE = """
+BYTES_A_KEY = 1 << 30
+_TABLES = """
 CREATE TABLE IF NOT EXISTS responses (
   id TEXT PRIMARY KEY,
   scope TEXT NOT NULL,
@@ -34,8 +36,23 @@ CREATE TABLE IF NOT EXISTS responses (
   previous TEXT,
   messages TEXT NOT NULL,
   body TEXT NOT NULL
-) STRICT
+) STRICT;
+CREATE INDEX IF NOT EXISTS by_age ON responses (created);
+CREATE INDEX IF NOT EXISTS by_scope ON responses (scope, created);
+CREATE TABLE IF NOT EXISTS sizes (scope TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT;
 """
+_SIZE = "length(CAST({row}.messages AS BLOB)) + length(CAST({row}.body AS BLOB))"
+# The sizes of all rows, kept by the database itself, so that no writer and no deletion forgets them.
+_TRIGGERS = f"""
+CREATE TRIGGER IF NOT EXISTS size_of_new AFTER INSERT ON responses BEGIN
+  INSERT INTO sizes VALUES (new.scope, {_SIZE.format(row="new")})
+  ON CONFLICT (scope) DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER IF NOT EXISTS size_of_old AFTER DELETE ON responses BEGIN
+  UPDATE sizes SET bytes = bytes - ({_SIZE.format(row="old")}) WHERE scope = old.scope;
+END;
+"""
+_COUNT = f"INSERT INTO sizes SELECT scope, sum({_SIZE.format(row='responses')}) FROM responses GROUP BY scope"
 
 
 class ResponseStore:
@@ -44,21 +61,44 @@ class ResponseStore:
     Args:
         path: the file, readable by its owner alone.
         days: how long a response is kept.
+        bytes_a_key: of the responses that one key keeps at most.
 
     Raises:
-        InputError: the days are not above 0.
+        InputError: a limit is out of range.
         LedgerError: the file cannot be used.
     """
 
-    def __init__(self, path: str | Path, *, days: float = DAYS) -> None:
+    def __init__(self, path: str | Path, *, days: float = DAYS, bytes_a_key: int = BYTES_A_KEY) -> None:
         if not 0 < days <= LONGEST_DAYS:
             raise InputError(f"responses are kept for more than 0 and up to {LONGEST_DAYS} days, got {days}")
-        self.path, self._seconds = Path(path), days * SECONDS_A_DAY
+        if bytes_a_key < 1:
+            raise InputError(f"a key keeps 1 byte or more, got {bytes_a_key}")
+        self.path, self._seconds, self._bytes = Path(path), days * SECONDS_A_DAY, bytes_a_key
         self._lock = threading.Lock()
         with self._as_ledger_error():
             self._db = private_database(self.path)
-            self._db.execute(_TABLE)
-            self._db.execute("CREATE INDEX IF NOT EXISTS by_age ON responses (created)")
+            self._db.execute("PRAGMA recursive_triggers = ON")  # else a replaced row is not subtracted
+            self._create_tables()
+
+    def _create_tables(self) -> None:
+        with self._transaction():
+            known = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+            for statement in _TABLES.split(";\n"):
+                self._db.execute(statement)
+            if "sizes" not in known:
+                self._db.execute(_COUNT)
+            for trigger in _TRIGGERS.split("END;\n")[:-1]:
+                self._db.execute(f"{trigger}END")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     def close(self) -> None:
         self._db.close()
@@ -81,7 +121,7 @@ class ResponseStore:
         *,
         residency: Residency = NO_RESTRICTION,
     ) -> None:
-        """Keep a response.
+        """Keep a response, unless it alone is larger than what a key may keep.
 
         Args:
             id: of the response.
@@ -94,9 +134,28 @@ class ResponseStore:
         now = time.time()
         only = json.dumps(residency.groups)
         row = (id, scope, only, int(now), previous, json.dumps(list(messages)), json.dumps(body))
-        with self._lock, self._as_ledger_error():
+        if len(row[-2]) + len(row[-1]) > self._bytes:
+            return
+        with self._lock, self._as_ledger_error(), self._transaction():
             self._db.execute("DELETE FROM responses WHERE created < ?", (int(now - self._seconds),))
             self._db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            self._make_room(scope)
+
+    def _make_room(self, scope: str) -> None:
+        """Delete the oldest responses of a scope that keeps too many bytes."""
+        while self._size(scope) > self._bytes:
+            deleted = self._db.execute(
+                "DELETE FROM responses WHERE id IN"
+                " (SELECT id FROM responses WHERE scope = ? ORDER BY created, rowid LIMIT 1)",
+                (scope,),
+            )
+            if not deleted.rowcount:
+                return
+
+    def _size(self, scope: str) -> int:
+        row = self._db.execute("SELECT bytes FROM sizes WHERE scope = ?", (scope,)).fetchone()
+        size: int = row[0] if row else 0
+        return size
 
     def body(self, id: str, scope: str) -> dict[str, Any] | None:
         """A response; None for one that is not kept, or belongs to another scope."""

@@ -23,9 +23,13 @@ from viaticum.agents.responses_api.api import Responses
 from viaticum.agents.responses_api.responses import DeletedResponse
 from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.auth import Caller
+from viaticum.agents.server.batch_lines import LineAnswers
+from viaticum.agents.server.batch_routes import Batches
+from viaticum.agents.server.batch_runner import BatchRunner
 from viaticum.agents.server.body import read_request
 from viaticum.agents.server.completion_route import CompletionRoute
 from viaticum.agents.server.embeddings import Embeddings
+from viaticum.agents.server.file_routes import Files
 from viaticum.agents.server.metrics import CONTENT_TYPE
 from viaticum.agents.server.openapi import openapi_document
 from viaticum.agents.server.run import REQUEST_ID, api_error, error_response
@@ -33,21 +37,26 @@ from viaticum.agents.server.service import Service
 from viaticum.errors import ViaticumError
 
 MESSAGES = Messages(REQUEST_ID.get)
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
 
 def build_app(service: Service) -> Starlette:
-    """The ASGI application of a service."""
-    embeddings = Embeddings(service)
+    """The ASGI application of a service. Its `state.batches` answers batches once it is started."""
+    embeddings, chat = Embeddings(service), ChatCompletions()
     handlers, responses = _Handlers(service, embeddings), Responses(service.responses)
-    return Starlette(
+    answers = LineAnswers(service, embeddings, {CHAT: chat, RESPONSES: responses})
+    runner = None if service.files is None else BatchRunner(service, service.files, answers)
+    app = Starlette(
         routes=[
-            Route("/v1/chat/completions", CompletionRoute(service, ChatCompletions()), methods=["POST"]),
+            Route(CHAT, CompletionRoute(service, chat), methods=["POST"]),
             Route("/v1/messages", CompletionRoute(service, MESSAGES), methods=["POST"]),
             Route("/v1/messages/count_tokens", handlers.count_tokens, methods=["POST"]),
-            Route("/v1/responses", CompletionRoute(service, responses), methods=["POST"]),
+            Route(RESPONSES, CompletionRoute(service, responses), methods=["POST"]),
             Route("/v1/responses/{id}", handlers.show_response, methods=["GET"]),
             Route("/v1/responses/{id}", handlers.delete_response, methods=["DELETE"]),
             Route("/v1/embeddings", embeddings.create, methods=["POST"]),
+            *Files(service, service.files, service.limits.file_bytes).routes,
+            *Batches(service, service.files, runner).routes,
             Route("/v1/models", handlers.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", handlers.show_model, methods=["GET"]),
             Route("/health", handlers.health, methods=["GET"]),
@@ -61,6 +70,8 @@ def build_app(service: Service) -> Starlette:
             Exception: _error,  # of a mistake; it is raised again, and the connection ends
         },
     )
+    app.state.batches = runner
+    return app
 
 
 class _Handlers:

@@ -6,14 +6,14 @@ Every authentication failure returns the same 401 response. Needs the `server` e
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import HTTPConnection
 
 from viaticum.agents.openai_api.errors import KEY_HEADERS, invalid_api_key
-from viaticum.agents.server.api_keys import ApiKeyStore
+from viaticum.agents.server.api_keys import ApiKey, ApiKeyStore
 from viaticum.budgets import Ledger
 from viaticum.errors import ViaticumError
 from viaticum.residency import NO_RESTRICTION, Residency
@@ -98,10 +98,35 @@ class Authenticator:
         key = self._keys.find(_token(request), scopes=accepted)
         if key is None:
             raise invalid_api_key()
+        return self._caller(key, keys)
+
+    def recall(self, name: str, scope: str) -> Caller | None:
+        """The caller of this name as it is now, for work that it left; None where another server does it.
+
+        Reads the ledger: not for the event loop's thread.
+
+        Raises:
+            APIError: with status 401: its key was revoked, or there are keys now and it had none.
+        """
+        keys = self._keys.all() if self._keys is not None else []
+        if not name:
+            if keys:
+                raise invalid_api_key()
+            return Caller("", scope, all_metrics=True) if scope == self._scope else None
+        key = next((key for key in keys if _name(key) == name), None)
+        if key is None or key.revoked is not None:
+            raise invalid_api_key()
+        if key.scope is not None and key.scope not in self._accepted:
+            self._accepted |= self._check_scopes({key.scope})
+        is_ours = (key.scope or self._scope) == scope and (key.scope is None or self._accepted[key.scope])
+        return self._caller(key, keys) if is_ours else None
+
+    def _caller(self, key: ApiKey, keys: Sequence[ApiKey]) -> Caller:
+        accepted = {scope for scope, is_accepted in self._accepted.items() if is_accepted}
         used = [each for each in keys if each.revoked is None and each.scope in {None, *accepted}]
         scope = key.scope or self._scope
         return Caller(
-            f"key {key.name}",
+            _name(key),
             scope,
             key.models,
             key.per_minute,
@@ -127,6 +152,10 @@ class Authenticator:
         except ViaticumError:
             return False
         return self._root_scope is None or self._root_scope in lineage
+
+
+def _name(key: ApiKey) -> str:
+    return f"key {key.name}"
 
 
 def _token(request: HTTPConnection) -> str:

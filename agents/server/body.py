@@ -27,6 +27,13 @@ async def read_request(
     service: Service, request: Request, parse: Callable[[bytes], Parsed]
 ) -> tuple[Caller, Parsed]:
     """Authenticate, apply the rate limit, and parse the body in a thread. Raises `APIError`."""
+    caller = await check_caller(service, request)
+    body = await read_body(request, service.limits)
+    return caller, await service.run_in_thread(parse, body)
+
+
+async def check_caller(service: Service, request: Request) -> Caller:
+    """Authenticate, and apply the rate limit. Raises `APIError`."""
     caller = await service.authenticator.authenticate(request, service.run_in_thread)
     if service.draining:
         raise shutting_down()
@@ -34,8 +41,7 @@ async def read_request(
         service.rate_limits.consume(caller.name, caller.per_minute or service.limits.per_minute)
     except RateLimitExceeded as error:
         raise rate_limit_exceeded(error.retry_after) from None
-    body = await read_body(request, service.limits)
-    return caller, await service.run_in_thread(parse, body)
+    return caller
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

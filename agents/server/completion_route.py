@@ -7,7 +7,6 @@ ledger (`service`) and the other routes (`app`).
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import AsyncIterator
@@ -18,21 +17,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from viaticum.agents.cancellation import CallerGone
-from viaticum.agents.completions import CompletionFinished, CompletionStarted
 from viaticum.agents.openai_api.api import CompletionAPI, CompletionBody, ResponseWriter
 from viaticum.agents.openai_api.errors import overloaded, request_timeout, shutting_down
-from viaticum.agents.openai_api.responses import ViaticumExtension, to_usd, viaticum_extension
+from viaticum.agents.openai_api.responses import to_usd
 from viaticum.agents.server.admission import QueueFull, fair_share
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.body import read_request
 from viaticum.agents.server.channel import Channel
+from viaticum.agents.server.completion_run import (
+    checked_completion,
+    extension_of,
+    keep,
+    receive,
+    whole_response,
+)
 from viaticum.agents.server.run import CostSummary, Run, RunItem, api_error, error_response
 from viaticum.agents.server.service import Service
 from viaticum.agents.workflow.deadlines import Deadline
-from viaticum.errors import one_line
 
 SESSION_HEADER, SESSION_LENGTH = "x-viaticum-session", 200
-_log = logging.getLogger("viaticum")
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, in metrics only: no response reaches the client
 
 
@@ -80,8 +83,7 @@ class CompletionRoute:
         """Authenticate, apply the rate limit, and parse the body. Raises `APIError`."""
         service = self.service
         caller, request = await read_request(service, http_request, self.api.parse)
-        service.check_model(caller, request.model)
-        request = await service.run_in_thread(self.api.load, request, caller.owner)
+        request = await checked_completion(service, self.api, caller, request)
         service.rate_limits.charge(caller.name, (request.n or 1) - 1)
         return caller, request
 
@@ -130,10 +132,7 @@ class CompletionRoute:
 
     async def _respond(self, run: Run, send: Send) -> int:
         """Send the completion. Returns the HTTP status."""
-        summary = CostSummary(0, None)
-        while items := await self._receive(run):
-            summary = next((item for item in items if isinstance(item, CostSummary)), summary)
-        extension = _extension(run, summary)
+        body, extension, summary = await whole_response(self.service, self.api, run)
         headers = {
             "x-viaticum-route": extension["route"],
             "x-viaticum-cost": str(summary.cost),
@@ -141,9 +140,7 @@ class CompletionRoute:
         }
         if summary.left is not None:
             headers["x-viaticum-left"] = str(summary.left)
-        writer = self.api.writer(run.id, run.request)
-        await self._keep(run, writer, extension)
-        response = JSONResponse(writer.whole(run.finished, extension), headers=headers)
+        response = JSONResponse(body, headers=headers)
         await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
         await self._send_body(send, bytes(response.body), more=False)
         return 200
@@ -181,58 +178,25 @@ class CompletionRoute:
         """The events of these items."""
         for item in items:
             if isinstance(item, CostSummary):
-                extension = _extension(run, item)
+                extension = extension_of(run, item)
                 ending = writer.ending(run.finished, extension)
-                await self._keep(run, writer, extension)
+                await keep(self.service, self.api, run, writer, extension)
                 yield ending
             else:
                 yield writer.events(*item)
 
     # --- both ---------------------------------------------------------------------------------------------
 
-    async def _keep(self, run: Run, writer: ResponseWriter, extension: ViaticumExtension) -> None:
-        """Let the API keep the response, where it does that."""
-        if not self.api.keeps:
-            return
-        response = writer.whole(run.finished, extension)
-        try:
-            await self.service.run_in_thread(
-                self.api.keep, run.request, run.caller.owner, run.finished, response
-            )
-        except Exception as error:  # the answer is paid for: it is given, and cannot be asked for by its id
-            _log.error("a response is not kept: %s", one_line(error))
-
     async def _receive_soon(self, run: Run) -> list[RunItem] | None:
-        """As `_receive`; None where nothing came for `keep_alive` seconds."""
+        """As `receive`; None where nothing came for `keep_alive` seconds."""
         limit = asyncio.timeout(self.service.limits.keep_alive)
         try:
             async with limit:
-                return await self._receive(run)
+                return await receive(self.service, run)
         except TimeoutError:
             if limit.expired():
                 return None
             raise
-
-    async def _receive(self, run: Run) -> list[RunItem]:
-        """The next items of a run, recorded in it; empty at the end. Raises `APIError` at its deadline."""
-        try:
-            async with asyncio.timeout_at(run.deadline):
-                items = await run.channel.get()
-        except TimeoutError:
-            raise request_timeout(self.service.limits.timeout) from None
-        for item in items:
-            if isinstance(item, CostSummary):
-                continue
-            _, event = item
-            if isinstance(event, CompletionStarted):
-                if not run.route:
-                    label = self.service.model_label(run.request.model)
-                    seconds = time.perf_counter() - run.started
-                    self.service.metrics.first_seconds.labels(label).observe(seconds)
-                run.route = run.route or event.route
-            elif isinstance(event, CompletionFinished):
-                run.finished.append(event)
-        return items
 
     async def _send_body(self, send: Send, body: bytes, *, more: bool = True) -> None:
         """Raises `CallerGone` where the client reads nothing for `stall_timeout` seconds."""
@@ -246,7 +210,3 @@ class CompletionRoute:
 async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _extension(run: Run, summary: CostSummary) -> ViaticumExtension:
-    return viaticum_extension(run.finished[-1], route=run.route, cost=summary.cost, left=summary.left)

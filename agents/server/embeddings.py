@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from viaticum.agents.openai_api.embeddings import EmbeddingRequest, embedding_list, parse_embeddings
+from viaticum.agents.openai_api.embeddings import (
+    EmbeddingList,
+    EmbeddingRequest,
+    embedding_list,
+    parse_embeddings,
+)
 from viaticum.agents.openai_api.errors import APIError, model_not_found
 from viaticum.agents.openai_api.responses import to_usd
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.body import read_request
 from viaticum.agents.server.run import api_error
 from viaticum.agents.server.service import Service
+from viaticum.agents.workflow.calls import tries
+from viaticum.budgets import Ledger
 from viaticum.budgets.tagging import tagged
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import WeightsError
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from viaticum.routers.query.encoder import Encoder
 
 FREE = Price(0, 0)
+ENDED_UNPAID = ("void", "expired")
 
 
 def _is_here(spec: ModelSpec) -> bool:
@@ -68,13 +76,12 @@ class Embeddings:
         label, status = "unknown", 500
         try:
             caller, asked = await read_request(service, request, parse_embeddings)
-            known = self.known(caller)
-            if asked.model not in known:
-                raise model_not_found(f"unknown encoder {asked.model!r}; known: {', '.join(known) or 'none'}")
+            self.check_model(caller, asked.model)
             label = asked.model
-            response = await service.run_in_slot(caller, self._answer, caller, asked)
+            body, cost = await service.run_in_slot(caller, self.answer, caller, asked)
             status = 200
-            return response
+            headers = {"x-viaticum-cost": str(cost), "x-viaticum-cost-usd": f"{to_usd(cost):.9f}"}
+            return JSONResponse(body, headers={"x-viaticum-route": asked.model, **headers})
         except Exception as error:
             status = api_error(error).status
             raise
@@ -82,28 +89,43 @@ class Embeddings:
             service.metrics.requests.labels(label, str(status)).inc()
             service.metrics.seconds.labels(label).observe(time.perf_counter() - started)
 
-    def _answer(self, caller: Caller, request: EmbeddingRequest) -> Response:
-        """The response, paid. In a thread."""
+    def check_model(self, caller: Caller, name: str) -> None:
+        """Raise `APIError` with status 404 for an encoder that is not there or not for this caller."""
+        known = self.known(caller)
+        if name not in known:
+            raise model_not_found(f"unknown encoder {name!r}; known: {', '.join(known) or 'none'}")
+
+    def answer(
+        self, caller: Caller, request: EmbeddingRequest, key: str | None = None
+    ) -> tuple[EmbeddingList, int]:
+        """The response, paid, and its cost in nano-dollars. In a thread.
+
+        Args:
+            key: of the hold, which is paid once, however often the request is answered under it.
+        """
         self._check_residency(caller, request)
         encoder = self._encoder(request.model)
         texts = [_text(encoder, index, each) for index, each in enumerate(request.inputs)]
         tokens = _count(encoder, texts)
-        with self._budget_of(caller, request) as (scope, key), tagged(**caller.tags):
+        ledger = self.service.client.ledger
+        key = _usable_key(ledger, key or f"embed-{uuid.uuid4().hex}")
+        with self._budget_of(caller, request, key) as scope, tagged(**caller.tags):
             price = self.service.client.catalogue[request.model].price or FREE
-            used, ledger = {request.model: TokenCount(tokens)}, self.service.client.ledger
+            used = {request.model: TokenCount(tokens)}
             tags = {"model": request.model, "strategy": "embed"}
             labels = self.service.client.labels(request.model)
-            ledger.reserve(scope, key, used, {request.model: price}, tags=tags, labels=labels)
+            hold = ledger.reserve(scope, key, used, {request.model: price}, tags=tags, labels=labels)
             try:
-                ledger.dispatch(key)
+                if hold.state == "reserved":
+                    ledger.dispatch(key)
                 body = embedding_list(request, encoder(texts).numpy(), tokens)
             except BaseException:
-                ledger.void(key)  # it ran here, and gave nothing
+                if hold.state != "posted":
+                    ledger.void(key)  # it ran here, and gave nothing
                 raise
             cost = ledger.settle(key, used).nanousd
         self.service.metrics.count_tokens(Usage(used))
-        headers = {"x-viaticum-cost": str(cost), "x-viaticum-cost-usd": f"{to_usd(cost):.9f}"}
-        return JSONResponse(body, headers={"x-viaticum-route": request.model, **headers})
+        return body, cost
 
     def _check_residency(self, caller: Caller, request: EmbeddingRequest) -> None:
         """Raise `ModelNotAllowed` where the data may not go to this encoder."""
@@ -113,15 +135,15 @@ class Embeddings:
             raise residency.refusal({request.model: labels})
 
     @contextmanager
-    def _budget_of(self, caller: Caller, request: EmbeddingRequest) -> Iterator[tuple[str, str]]:
-        """The scope that pays, which is the request's own where it has a budget, and the key of its hold."""
-        key, limit = f"embed-{uuid.uuid4().hex}", request.limit_nanousd
+    def _budget_of(self, caller: Caller, request: EmbeddingRequest, key: str) -> Iterator[str]:
+        """The scope that pays, which is the request's own where it has a budget."""
+        limit = request.limit_nanousd
         if limit is None:
-            yield caller.scope, key
+            yield caller.scope
             return
         scope = f"{caller.scope}/{key}"
         with self.service.client.ledger.request_limit(scope, parent=caller.scope, limit_nanousd=limit):
-            yield scope, key
+            yield scope
 
     def _encoder(self, name: str) -> Encoder:
         """An encoder, loaded at its first use. Raises `WeightsError`, `MissingExtra`."""
@@ -132,6 +154,11 @@ class Embeddings:
                 # Without a cache on disk, which would grow with every text of every client.
                 self._encoders[name] = Encoder(name, cache=None, catalogue=self.service.client.catalogue)
             return self._encoders[name]
+
+
+def _usable_key(ledger: Ledger, first: str) -> str:
+    """The key of the try that was paid for or can go on, else of a new one."""
+    return next(key for key, hold in tries(ledger, first) if hold is None or hold.state not in ENDED_UNPAID)
 
 
 def _text(encoder: Encoder, index: int, given: str | Sequence[int]) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from viaticum import __version__
 from viaticum.agents.anthropic_api.requests import CountRequest, MessagesRequest
 from viaticum.agents.anthropic_api.responses import MessageError, MessageObject, TokensCount
+from viaticum.agents.openai_api.batches import BatchesQuery, BatchList, BatchObject, BatchRequest
 from viaticum.agents.openai_api.embeddings import EmbeddingList, EmbeddingRequest
 from viaticum.agents.openai_api.errors import KEY_HEADERS, ErrorResponse
+from viaticum.agents.openai_api.files import DeletedFile, FileList, FileObject, FilesQuery, Upload
 from viaticum.agents.openai_api.requests import ChatRequest
 from viaticum.agents.openai_api.responses import (
     ChatCompletion,
@@ -33,14 +35,19 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/{model}"
 # Requests as they are parsed, responses as they are sent.
 _BODIES: dict[Literal["validation", "serialization"], tuple[Any, ...]] = {
-    "validation": (ChatRequest, CountRequest, EmbeddingRequest, MessagesRequest, ResponseRequest),
+    "validation": (
+        *(BatchRequest, ChatRequest, CountRequest, EmbeddingRequest, MessagesRequest, ResponseRequest),
+        Upload,
+    ),
     "serialization": (
         *(ChatCompletion, ChatCompletionChunk, ErrorResponse, Health, ModelList, ModelObject),
         *(EmbeddingList, MessageError, MessageObject, TokensCount),
         *(DeletedResponse, ResponseObject),
+        *(BatchList, BatchObject, DeletedFile, FileList, FileObject),
     ),
 }
 _STRING = {"type": "string"}
+_ID = {"type": "string", "minLength": 1}
 _INTEGER = {"type": "integer"}
 _NANOUSD = {"type": "integer", "minimum": 0}
 _USD = {"type": "string", "pattern": r"^\d+\.\d{9}$"}
@@ -51,10 +58,10 @@ _ERRORS = {
     "With code provider_key_rejected: the server's own key at a provider.",
     "402": "The worst case does not fit the budget, or a provider's account is empty; nothing was charged.",
     "403": "A restriction of where data may go refuses the model; nothing was sent.",
-    "404": "No such model, or none that this key may use.",
+    "404": "No such model, or none that this key may use; or no such file, batch or response of this key.",
     "408": "The body did not arrive in time.",
-    "413": "The body is too large.",
-    "415": "The body is compressed in another way than gzip or deflate.",
+    "413": "The body is too large, or the key keeps too many files.",
+    "415": "The body is compressed in another way than gzip or deflate, or, of an upload, compressed.",
     "429": "More requests than the key's rate allows, or a provider's.",
     "502": "The model failed; what it wrote until then is charged.",
     "503": "Busy, shutting down, or the ledger cannot be used.",
@@ -91,7 +98,7 @@ def openapi_document() -> Json:
         },
         "servers": [{"url": "/"}],
         "security": [{"key": []}, {"api-key": []}, {"x-api-key": []}, {}],
-        "paths": {**_api_paths(), **_anthropic_paths(), **_operations_paths()},
+        "paths": {**_api_paths(), **_batch_paths(), **_anthropic_paths(), **_operations_paths()},
         "components": {
             "schemas": _schemas(),
             "securitySchemes": {
@@ -167,6 +174,76 @@ def _api_paths() -> Json:
             }
         },
     }
+
+
+def _batch_paths() -> Json:
+    """The paths of files and batches."""
+    of_id = {"parameters": [{"name": "id", "in": "path", "required": True, "schema": _ID}]}
+    form = {"multipart/form-data": {"schema": {"$ref": _REF.format(model=Upload.__name__)}}}
+    content = {
+        "description": "The content.",
+        "headers": _REQUEST_ID,
+        "content": {"application/octet-stream": {"schema": _STRING}},
+    }
+    batch = _response("The batch.", BatchObject)
+    return {
+        "/v1/files": {
+            "post": {
+                "operationId": "createFile",
+                "summary": "Upload a file of requests for a batch: one JSON object a line.",
+                "requestBody": {"required": True, "content": form},
+                "responses": {
+                    "200": _response("The file.", FileObject),
+                    **_error_responses("400", "401", "403", "404", "408", "413", "415", "429", "503"),
+                },
+            },
+            "get": _list("listFiles", "The files of this key.", _response("They.", FileList), FilesQuery),
+        },
+        "/v1/files/{id}": {
+            "get": {**of_id, **_get("showFile", "A file.", _response("It.", FileObject), "401", "404")},
+            "delete": {
+                **of_id,
+                **_get(
+                    "deleteFile",
+                    "Delete a file.",
+                    _response("It is deleted.", DeletedFile),
+                    "400",
+                    "401",
+                    "404",
+                ),
+            },
+        },
+        "/v1/files/{id}/content": {
+            "get": {**of_id, **_get("downloadFile", "The content of a file.", content, "401", "404")}
+        },
+        "/v1/batches": {
+            "post": {
+                "operationId": "createBatch",
+                "summary": "Answer the requests of a file, each within the budget of this key.",
+                "requestBody": {"required": True, "content": _json_content(BatchRequest)},
+                "responses": {"200": batch, **_error_responses(*_ERRORS)},
+            },
+            "get": _list(
+                "listBatches", "The batches of this key.", _response("They.", BatchList), BatchesQuery
+            ),
+        },
+        "/v1/batches/{id}": {"get": {**of_id, **_get("showBatch", "A batch.", batch, "401", "404")}},
+        "/v1/batches/{id}/cancel": {
+            "post": {
+                **of_id,
+                **_get("cancelBatch", "Begin no further line of a batch.", batch, "400", "401", "404"),
+            }
+        },
+    }
+
+
+def _list(operation: str, summary: str, response: Json, query: type[BaseModel]) -> Json:
+    """The path of a list, with the parameters of its query."""
+    parameters = [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in query.model_json_schema()["properties"].items()
+    ]
+    return {"parameters": parameters, **_get(operation, summary, response, "400", "401", "404")}
 
 
 def _anthropic_paths() -> Json:

@@ -18,6 +18,7 @@ import uvicorn
 
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.app import build_app
+from viaticum.agents.server.batch_runner import BatchRunner
 from viaticum.agents.server.connections import ACCEPTED_AT_ONCE, Connections, allowed_connections
 from viaticum.agents.server.request_ids import RequestIds
 from viaticum.agents.server.service import Service
@@ -92,8 +93,10 @@ class Server(uvicorn.Server):
     ) -> None:
         limits = service.limits
         self._connections = Connections(allowed_connections(limits), limits.stall_timeout)
+        app = build_app(service)
+        self._batches: BatchRunner | None = app.state.batches
         config = uvicorn.Config(
-            RequestIds(build_app(service)),
+            RequestIds(app),
             http=self._connections.protocol,  # type: ignore[arg-type]  # called like the class
             log_level="warning",
             access_log=False,
@@ -113,6 +116,8 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             listener.listen(BACKLOG)  # uvicorn's backlog is also how many asyncio accepts at once
         self._connections.start()
+        if self._batches is not None:
+            self._batches.start()
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -136,10 +141,14 @@ class Server(uvicorn.Server):
             self._cancel_task = asyncio.create_task(self._service.cancel_runs())
 
     async def _drain(self) -> None:
+        if self._batches is not None:
+            self._batches.interrupt()
         running = len(self._service.runs)
         if running:
             sys.stderr.write(f"ending: {running} calls run, and have {self._grace:g} s to end\n")
         cancelled = await self._service.drain(self._grace)
         if cancelled:
             sys.stderr.write(f"{cancelled} calls were cut, and charged for what they wrote\n")
+        if self._batches is not None:
+            await self._batches.stop()
         self.should_exit = True

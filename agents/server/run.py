@@ -34,7 +34,8 @@ class Limits:
         per_minute: requests of each key.
         timeout: seconds for a whole request.
         stall_timeout: seconds that a client may read nothing, or take for the head or the body of a request.
-        body_bytes: size of a request body, also when it is decompressed.
+        body_bytes: size of a request body, also when it is decompressed, and of a line of a batch.
+        file_bytes: size of an uploaded file.
         connections: open at once; fewer where the process may not open as many files.
         keep_alive: seconds without an event after which a stream has a comment.
 
@@ -48,11 +49,13 @@ class Limits:
     timeout: float = 600.0
     stall_timeout: float = 30.0
     body_bytes: int = 1 << 20
+    file_bytes: int = 200_000_000
     connections: int = 1000
     keep_alive: float = 15.0
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("queue", 0), ("body_bytes", 1), ("connections", 1)):
+        whole = ("concurrency", "body_bytes", "file_bytes", "connections")
+        for name, least in (("queue", 0), *((name, 1) for name in whole)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {least} or more, got {getattr(self, name)}")
         # The command's option for the stall timeout is --patience.
@@ -95,6 +98,7 @@ class Run:
         started: `time.perf_counter` when the request came in.
         finished: the choices so far.
         route: who writes the first choice.
+        is_batch_line: it has a background slot, and is asked again under the same id after a kill.
     """
 
     id: str
@@ -107,6 +111,7 @@ class Run:
     session: str | None = None
     finished: list[CompletionFinished] = field(default_factory=list)
     route: str = ""
+    is_batch_line: bool = False
 
 
 def api_error(error: Exception) -> APIError:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from viaticum.agents.cancellation import CallerGone
@@ -35,8 +36,10 @@ from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.admission import ConcurrencyLimiter, QueueFull, TokenBuckets, fair_share
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.auth import Authenticator, Caller
+from viaticum.agents.server.batch_store import BatchStore
 from viaticum.agents.server.metrics import Metrics
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem
+from viaticum.agents.workflow.calls import posted_nanousd
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.budgets.records import digest
 from viaticum.budgets.tagging import tagged
@@ -57,6 +60,7 @@ class Service:
         public: other machines can reach the server (see `Authenticator`).
         root_scope: accept only keys of this budget and those below it; None accepts all.
         responses: where responses are kept, for conversations that go on by an id; None keeps none.
+        files: where files and batches are kept; None keeps none.
     """
 
     def __init__(
@@ -68,8 +72,9 @@ class Service:
         public: bool = False,
         root_scope: str | None = None,
         responses: ResponseStore | None = None,
+        files: BatchStore | None = None,
     ) -> None:
-        self.responses = responses
+        self.responses, self.files = responses, files
         self.client, self.limits = client, limits or Limits()
         self.authenticator = Authenticator(
             client.ledger, client.budget_name, keys, public=public, root_scope=root_scope
@@ -80,6 +85,7 @@ class Service:
         self._call_threads = ThreadPoolExecutor(self.limits.concurrency, "viaticum-call")
         # Short work, such as reads of the ledger, that must not wait for a call.
         self._short_threads = ThreadPoolExecutor(2, "viaticum-short")
+        self._file_threads = ThreadPoolExecutor(4, "viaticum-file")
         self.runs: set[Run] = set()
         self.draining = False
         self._idle = asyncio.Event()
@@ -89,6 +95,10 @@ class Service:
     async def run_in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run a short function, such as one that reads the ledger, outside the event loop's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._short_threads, function, *args)
+
+    async def run_with_files(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Run a function that reads or writes a large file, which short ones do not wait for."""
+        return await asyncio.get_running_loop().run_in_executor(self._file_threads, function, *args)
 
     async def run_in_slot(self, caller: Caller, function: Callable[..., Result], *args: Any) -> Result:
         """Run a function that makes a call, in a slot and a thread of its own.
@@ -104,9 +114,16 @@ class Service:
             raise overloaded(error.retry_after) from None
         except TimeoutError:
             raise request_timeout(self.limits.timeout) from None
+        return await self.run_in_taken_slot(caller, function, *args)
+
+    async def run_in_taken_slot(
+        self, caller: Caller, function: Callable[..., Result], *args: Any, background: bool = False
+    ) -> Result:
+        """As `run_in_slot`, in a slot that the caller has; it is free once the function has ended."""
         loop = asyncio.get_running_loop()
-        future = self._call_threads.submit(function, *args)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self.limiter.release, caller.name))
+        future = self._call_threads.submit(copy_context().run, function, *args)
+        release = partial(self.limiter.release, caller.name, background=background)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
         return await asyncio.wrap_future(future)
 
     def check_model(self, caller: Caller, name: str) -> None:
@@ -164,6 +181,7 @@ class Service:
     def close(self) -> None:
         self._call_threads.shutdown()
         self._short_threads.shutdown()
+        self._file_threads.shutdown()
 
     # --- one request in a thread --------------------------------------------------------------------------
 
@@ -178,7 +196,7 @@ class Service:
 
     def _release(self, run: Run) -> None:
         self.runs.discard(run)
-        self.limiter.release(run.caller.name)
+        self.limiter.release(run.caller.name, background=run.is_batch_line)
         if not self.runs:
             self._idle.set()
 
@@ -209,6 +227,8 @@ class Service:
                     run.channel.wait()  # no text to send, but the client may have disconnected
                 else:
                     yield index, event
+        if run.is_batch_line:  # what was paid before a kill, too
+            cost = sum(posted_nanousd(self.client.ledger, f"{run.id}-{index}") for index in range(index + 1))
         yield CostSummary(cost, self._left(request.scope))
 
     def _choice(self, run: Run, choice: CompletionRequest, index: int) -> Iterator[CompletionEvent]:
@@ -233,6 +253,9 @@ class Service:
         limit = run.request.limit_nanousd
         if limit is None:
             return nullcontext()
+        if run.is_batch_line:  # what was paid before a kill, too
+            paid = (posted_nanousd(self.client.ledger, f"{run.id}-{n}") for n in range(run.request.n or 1))
+            limit = max(1, limit - sum(paid))
         return self.client.ledger.request_limit(_scope_of(run), parent=run.caller.scope, limit_nanousd=limit)
 
     def _completion_request(self, run: Run) -> CompletionRequest:
@@ -251,6 +274,7 @@ class Service:
             session=_session_of(run),
             residency=run.caller.residency & Residency.of(request.only),
             is_lenient=request.is_lenient,
+            resumes=run.is_batch_line,
         )
 
     def _left(self, scope: str) -> int | None:

@@ -15,6 +15,7 @@ import httpx
 from viaticum import FakeRouter, Viaticum
 from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.api_keys import ApiKeyStore
+from viaticum.agents.server.batch_store import BatchStore
 from viaticum.agents.server.process import Address, Server
 from viaticum.agents.server.run import Limits
 from viaticum.agents.server.service import Service
@@ -96,12 +97,14 @@ def serving(
     catalogue: Catalogue | None = None,
     router: QueryRouter | None = None,
     shadow: ShadowSampling | None = None,
+    bytes_a_key: int = 1 << 30,
     **limits: Any,
 ) -> Iterator[RunningServer]:
-    """A server until the end of the block. limits: fields of `Limits`."""
+    """A server until the end of the block. bytes_a_key: of files; limits: fields of `Limits`."""
     with (
         ApiKeyStore(folder / "keys.db") as keys,
         ResponseStore(folder / "responses.db") as responses,
+        BatchStore(folder, bytes_a_key=bytes_a_key) as files,
         Viaticum(
             budget,
             budget_name="serve",
@@ -114,7 +117,14 @@ def serving(
         Address(port=0).listen() as listener,
     ):
         service, ready = (
-            Service(client, keys=keys, limits=Limits(**limits), root_scope=root_scope, responses=responses),
+            Service(
+                client,
+                keys=keys,
+                limits=Limits(**limits),
+                root_scope=root_scope,
+                responses=responses,
+                files=files,
+            ),
             threading.Event(),
         )
         server = Server(service, grace=grace, on_ready=ready.set)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
     from viaticum.agents.responses_api.store import ResponseStore
     from viaticum.agents.server.api_keys import ApiKeyStore
+    from viaticum.agents.server.batch_store import BatchStore
     from viaticum.agents.server.process import Address
     from viaticum.agents.server.service import Service
 
@@ -79,6 +80,24 @@ KeepResponses = Annotated[
         min=0,
     ),
 ]
+KeepFiles = Annotated[
+    float,
+    typer.Option(
+        "--keep-files",
+        help="Days for which files and batches of /v1/files and /v1/batches are kept; 0 takes none.",
+        min=0,
+    ),
+]
+FileLimit = Annotated[int, typer.Option("--file-limit", help="Bytes of an uploaded file at most.", min=1)]
+KeepBytes = Annotated[
+    int,
+    typer.Option(
+        "--keep-bytes",
+        help="Bytes that each key keeps at most, of responses and of files: the oldest responses go, files "
+        "are refused.",
+        min=1,
+    ),
+]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Accept other machines without a key.")]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print address, process and budget as JSON on stdout.")
@@ -113,6 +132,9 @@ def serve(
     shadow: Any = None,
     soft_limits: Any = None,
     keep_responses: KeepResponses = 30.0,
+    keep_files: KeepFiles = 30.0,
+    keep_bytes: KeepBytes = 1 << 30,
+    file_limit: FileLimit = 200_000_000,
     insecure: Insecure = False,
     folder: Folder = None,
     as_json: JsonFlag = False,
@@ -139,6 +161,7 @@ def serve(
         timeout=timeout,
         stall_timeout=patience,
         body_bytes=body_limit,
+        file_bytes=file_limit,
         connections=connections,
     )
     home = folder or default_path().parent
@@ -163,7 +186,8 @@ def serve(
                 shadow=shadow,
                 soft_limits=soft_limits,
             ) as client,
-            _responses(home, keep_responses) as responses,
+            _responses(home, keep_responses, keep_bytes) as responses,
+            _files(home, keep_files, keep_bytes) as files,
         ):
             service = Service(
                 client,
@@ -172,14 +196,21 @@ def serve(
                 public=not address.is_loopback,
                 root_scope=budget_name,
                 responses=responses,
+                files=files,
             )
             _run(service, keys, address, grace=grace, as_json=as_json)
 
 
-def _responses(home: Path, days: float) -> AbstractContextManager[ResponseStore | None]:
+def _responses(home: Path, days: float, most: int) -> AbstractContextManager[ResponseStore | None]:
     from viaticum.agents.responses_api.store import ResponseStore
 
-    return ResponseStore(home / "responses.db", days=days) if days else nullcontext()
+    return ResponseStore(home / "responses.db", days=days, bytes_a_key=most) if days else nullcontext()
+
+
+def _files(home: Path, days: float, most: int) -> AbstractContextManager[BatchStore | None]:
+    from viaticum.agents.server.batch_store import BatchStore
+
+    return BatchStore(home, days=days, bytes_a_key=most) if days else nullcontext()
 
 
 def _require_extra() -> None:

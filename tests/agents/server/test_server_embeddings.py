@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 from tiny_encoder import LONGEST, write_tiny_encoder
-from viaticum_server import FIELDS, RunningServer, serving
+from viaticum_server import FIELDS, RunningServer, serving, wait_until
 
 from viaticum.catalogue import Catalogue
 from viaticum.models.remote.request import load_litellm
@@ -134,6 +135,35 @@ def test_what_cannot_be_done_is_refused_by_name(server: RunningServer, body: Any
     response = server.http.post("/v1/embeddings", json={"model": "tiny", **body})
     assert (response.status_code, says in response.json()["error"]["message"]) == (400, True)
     assert server.spent_and_held() == before
+
+
+def test_a_batch_of_embeddings(server: RunningServer, client: openai.OpenAI) -> None:
+    before = server.spent_and_held()[0]
+    lines = [
+        {
+            "custom_id": text,
+            "method": "POST",
+            "url": "/v1/embeddings",
+            "body": {"model": "tiny", "input": text},
+        }
+        for text in (*TEXTS, "apples " * LONGEST)
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    wait_until(lambda: client.batches.retrieve(batch.id).status == "completed")
+    batch = client.batches.retrieve(batch.id)
+    found = {
+        row["custom_id"]: row["response"]["body"]["data"][0]["embedding"]
+        for row in map(json.loads, client.files.content(batch.output_file_id or "").text.splitlines())
+    }
+    expected = vectors(client.embeddings.create(model="tiny", input=TEXTS))
+    assert np.array([found[text] for text in TEXTS]) == pytest.approx(expected, abs=1e-6)
+    (failed,) = map(json.loads, client.files.content(batch.error_file_id or "").text.splitlines())
+    assert failed["response"]["body"]["error"]["code"] == "context_length_exceeded"
+    assert batch.usage is not None
+    assert batch.usage.input_tokens == 16
+    assert server.spent_and_held() == (before + 2 * 16_000, 0)
 
 
 def test_names(server: RunningServer, client: openai.OpenAI) -> None:

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from viaticum_server import RunningServer, chat_body, serving
+from viaticum_server import RunningServer, chat_body, serving, wait_until
 
 from viaticum.agents.anthropic_api import responses as messages
 from viaticum.agents.openai_api import responses
@@ -98,6 +98,8 @@ VALID = {
     "model": ("GET", "/v1/models/{name}", {"path_parameters": {"name": "fast+cot"}}),
     "health": ("GET", "/health", {}),
     "metrics": ("GET", "/metrics", {}),
+    "files": ("GET", "/v1/files", {}),
+    "batches": ("GET", "/v1/batches", {}),
     "document": ("GET", "/openapi.json", {}),
     **{
         name: (*COMPLETIONS, {"body": chat_body(**body), "media_type": "application/json"})
@@ -193,6 +195,29 @@ def _breaks_off(*_: Any) -> Iterator[str]:
     yield "Seven "
     yield "times "
     raise ModelError("it broke")
+
+
+def test_files_and_batches_are_those_of_the_document(server: RunningServer) -> None:
+    row = {"custom_id": "a", "method": "POST", "url": COMPLETIONS[1], "body": chat_body()}
+    upload = {"file": ("in.jsonl", json.dumps(row).encode())}
+    http = server.http
+    file = http.post("/v1/files", data={"purpose": "batch"}, files=upload).json()
+    body = {"input_file_id": file["id"], "endpoint": COMPLETIONS[1], "completion_window": "24h"}
+    batch = http.post("/v1/batches", json=body | {"metadata": {"k": "v"}}).json()
+    validator("BatchObject").validate(batch)
+    address = f"/v1/batches/{batch['id']}"
+    wait_until(lambda: http.get(address).json()["status"] == "completed")
+    done = http.get(address).json()
+    for name, found in (
+        ("FileObject", file),
+        ("FileObject", http.get(f"/v1/files/{done['output_file_id']}").json()),
+        ("BatchObject", done),
+        ("FileList", http.get("/v1/files?limit=1").json()),
+        ("BatchList", http.get("/v1/batches?limit=1").json()),
+        ("ErrorResponse", http.post(f"{address}/cancel").json()),
+        ("DeletedFile", http.delete(f"/v1/files/{file['id']}").json()),
+    ):
+        validator(name).validate(found)
 
 
 def test_the_document_names_every_route(server: RunningServer) -> None:

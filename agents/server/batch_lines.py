@@ -1,0 +1,242 @@
+"""One line of a batch is answered as a live request would be: same checks, routes, budget and response.
+
+Its calls have ledger keys that follow from the batch and the line, so that a line that is asked again, after
+a failure or a kill, pays once. It waits for a background slot, which live requests have first. Leaves out the
+files, and which line is next (`batch_run`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from viaticum.agents.cancellation import CallerGone
+from viaticum.agents.openai_api.api import CompletionAPI
+from viaticum.agents.openai_api.batches import Line
+from viaticum.agents.openai_api.embeddings import parse_embeddings
+from viaticum.agents.openai_api.errors import shutting_down
+from viaticum.agents.server.admission import RateLimitExceeded
+from viaticum.agents.server.auth import Caller
+from viaticum.agents.server.channel import Channel
+from viaticum.agents.server.completion_run import checked_completion, whole_response
+from viaticum.agents.server.embeddings import Embeddings
+from viaticum.agents.server.run import REQUEST_ID, Run, RunItem, api_error
+from viaticum.agents.server.service import Service
+from viaticum.agents.workflow.calls import posted_nanousd
+from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.budgets.tagging import tagged
+
+TRIES = 6  # of a line whose provider is busy or away, and that cost nothing yet
+LONGEST_WAIT = 60.0  # seconds between two of them
+BUSY = (429, 502, 503)
+SHUTTING_DOWN = "shutting_down"
+
+
+class Interrupted(Exception):
+    """The line was not answered, since its batch stops or the server does; it can be asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineAnswer:
+    """status: as of HTTP; body: the response, or an error."""
+
+    status: int
+    request_id: str
+    body: Mapping[str, Any]
+
+
+@dataclass(eq=False)
+class LinesAtWork:
+    """The lines of one caller that run, so that one that does not fit the budget waits for what they hold."""
+
+    running: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def begin(self) -> None:
+        self.running += 1
+
+    def end(self) -> None:
+        """Count one less, and wake those who wait."""
+        self.running -= 1
+        self.ended.set()
+        self.ended = asyncio.Event()
+
+
+class LineAnswers:
+    """Answers lines.
+
+    Args:
+        apis: by the endpoint.
+    """
+
+    def __init__(self, service: Service, embeddings: Embeddings, apis: Mapping[str, CompletionAPI]) -> None:
+        self.service, self.embeddings, self.apis = service, embeddings, apis
+        self._at_work: dict[str, LinesAtWork] = {}
+
+    async def answer(
+        self, caller: Caller, endpoint: str, batch: str, line: Line, halt: asyncio.Event
+    ) -> LineAnswer:
+        """The answer, or the error that stands for it.
+
+        Args:
+            batch: its id.
+            halt: set where lines that are not running yet shall not begin.
+
+        Raises:
+            Interrupted: there is none.
+        """
+        key = line_key(batch, line)
+        request_id = f"req_{key}"
+        REQUEST_ID.set(request_id)
+        at_work = self._at_work.setdefault(caller.scope, LinesAtWork())
+        tries = 0
+        while True:
+            try:
+                with tagged(batch=batch):
+                    body = await self._ask(caller, endpoint, key, line, halt, at_work)
+                return LineAnswer(200, request_id, body)
+            except Interrupted:
+                raise
+            except Exception as error:
+                found = api_error(error)
+            code = found.error["code"]
+            if code == SHUTTING_DOWN or self.service.draining:
+                raise Interrupted
+            if code == "budget_exceeded" and at_work.running:
+                await _unless(halt, at_work.ended.wait())
+                continue
+            tries += 1
+            if found.status not in BUSY or tries == TRIES or await self._has_cost(endpoint, key):
+                return LineAnswer(found.status, request_id, found.body)
+            wait = min(LONGEST_WAIT, max(found.retry_after or 0, 2.0 ** (tries - 1)))
+            await _unless(halt, asyncio.sleep(wait))
+
+    async def _has_cost(self, endpoint: str, key: str) -> bool:
+        """Whether tries of a line were charged, of which a further one would be charged again."""
+        api = self.apis.get(endpoint)
+        if api is None:
+            return False  # an encoder that fails costs nothing
+        ledger, first = self.service.client.ledger, f"{response_id(api, key)}-0"
+        return bool(await self.service.run_in_thread(posted_nanousd, ledger, first))
+
+    async def _ask(
+        self,
+        caller: Caller,
+        endpoint: str,
+        key: str,
+        line: Line,
+        halt: asyncio.Event,
+        at_work: LinesAtWork,
+    ) -> Mapping[str, Any]:
+        """One try. Raises `Interrupted`, or any error of a request."""
+        began, label, status = time.perf_counter(), "unknown", 500
+        api = self.apis.get(endpoint)
+        try:
+            if api is None:
+                label, body = await self._embed(caller, key, line, halt, at_work)
+            else:
+                label, body = await self._complete(api, caller, key, line, halt, at_work)
+            status = 200
+            return body
+        except Interrupted:
+            status = 0
+            raise
+        except Exception as error:
+            status = api_error(error).status
+            raise
+        finally:
+            if status:
+                self.service.metrics.requests.labels(label, str(status)).inc()
+                self.service.metrics.seconds.labels(label).observe(time.perf_counter() - began)
+
+    async def _complete(
+        self,
+        api: CompletionAPI,
+        caller: Caller,
+        key: str,
+        line: Line,
+        halt: asyncio.Event,
+        at_work: LinesAtWork,
+    ) -> tuple[str, Mapping[str, Any]]:
+        service, loop = self.service, asyncio.get_running_loop()
+        request = await service.run_in_thread(api.parse, line.body)
+        request = await checked_completion(service, api, caller, request)
+        await self._take_slot(caller, request.n or 1, halt)
+        channel: Channel[RunItem] = Channel(loop, stall_timeout=service.limits.timeout)
+        run = Run(
+            response_id(api, key),
+            request,
+            caller,
+            channel,
+            loop.time() + service.limits.timeout,
+            time.perf_counter(),
+            None if request.max_seconds is None else Deadline.after(request.max_seconds),
+            request.session,
+            is_batch_line=True,
+        )
+        at_work.begin()
+        try:
+            service.start(run)
+            body, _, _ = await whole_response(service, api, run)
+        except CallerGone:
+            raise shutting_down() from None
+        finally:
+            channel.close()  # without effect after the end
+            at_work.end()
+        return service.model_label(request.model), body
+
+    async def _embed(
+        self, caller: Caller, key: str, line: Line, halt: asyncio.Event, at_work: LinesAtWork
+    ) -> tuple[str, Mapping[str, Any]]:
+        request = await self.service.run_in_thread(parse_embeddings, line.body)
+        self.embeddings.check_model(caller, request.model)
+        await self._take_slot(caller, 1, halt)
+        at_work.begin()
+        try:
+            body, _ = await self.service.run_in_taken_slot(
+                caller, self.embeddings.answer, caller, request, f"embed-{key}", background=True
+            )
+        finally:
+            at_work.end()
+        return request.model, body
+
+    async def _take_slot(self, caller: Caller, choices: int, halt: asyncio.Event) -> None:
+        """Wait for the caller's rate, then for a slot. Raises `Interrupted`."""
+        service, name = self.service, f"batch {caller.name}"
+        while True:
+            try:
+                service.rate_limits.consume(name, caller.per_minute or service.limits.per_minute)
+                break
+            except RateLimitExceeded as error:
+                await _unless(halt, asyncio.sleep(error.retry_after))
+        service.rate_limits.charge(name, choices - 1)
+        await _unless(halt, service.limiter.acquire_background(caller.name))
+        if service.draining:
+            service.limiter.release(caller.name, background=True)
+            raise Interrupted
+
+
+def line_key(batch: str, line: Line) -> str:
+    """What the ids and ledger keys of a line are made of: the same whenever it is asked."""
+    return hashlib.sha256(f"{batch} {line.number}".encode()).hexdigest()[:32]
+
+
+def response_id(api: CompletionAPI, key: str) -> str:
+    return f"{api.id_prefix}{key}"
+
+
+async def _unless(halt: asyncio.Event, awaited: Any) -> None:
+    """Wait for something, unless it is time to stop. Raises `Interrupted`."""
+    task, stop = asyncio.ensure_future(awaited), asyncio.create_task(halt.wait())
+    try:
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Interrupted
+        task.result()
+    finally:
+        task.cancel()
+        stop.cancel()

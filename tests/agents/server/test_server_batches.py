@@ -1,0 +1,565 @@
+"""/v1/files and /v1/batches through OpenAI's SDK, unchanged; scripted models, and a provider with faults."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai_server import OpenAIServer, running_server, spec_for
+from viaticum_server import WORD, RunningServer, chat_body, serving, wait_until, write_catalogue
+
+from viaticum.agents.responses_api.store import ResponseStore
+from viaticum.agents.server.batch_run import ENDED
+from viaticum.catalogue import Catalogue
+from viaticum.models.remote.request import load_litellm
+
+CHAT = "/v1/chat/completions"
+WORDS = "Seven times six is forty-two. The answer is 42."
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[OpenAIServer]:
+    load_litellm()  # once, before a client waits for it
+    with running_server() as far:
+        yield far
+
+
+@pytest.fixture(scope="module")
+def server(far: OpenAIServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("batches")
+    catalogue = Catalogue.load(write_catalogue(folder)).with_models(spec_for(far, max_retries=0))
+    with serving(folder, catalogue=catalogue, budget="10") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def anew(far: OpenAIServer) -> None:
+    far.reset()
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+    with sdk(server) as client:
+        yield client
+
+
+def sdk(server: RunningServer, key: str = "any") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+
+def line(custom_id: str, model: str = "fast", url: str = CHAT, **body: Any) -> dict[str, Any]:
+    return {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": url,
+        "body": {**chat_body(model), **body},
+    }
+
+
+def jsonl(*lines: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+def create(client: openai.OpenAI, content: bytes, **settings: Any) -> Any:
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    settings = {"endpoint": CHAT, "completion_window": "24h", **settings}
+    return client.batches.create(input_file_id=file.id, **settings)
+
+
+def ended(client: openai.OpenAI, batch: Any) -> Any:
+    wait_until(lambda: client.batches.retrieve(batch.id).status in ENDED)
+    return client.batches.retrieve(batch.id)
+
+
+def rows(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
+    """The lines of a file by their custom ids, each of which stands there once."""
+    if file_id is None:
+        return {}
+    found = [json.loads(each) for each in client.files.content(file_id).text.splitlines()]
+    by_id = {each["custom_id"]: each for each in found}
+    assert len(by_id) == len(found)
+    return by_id
+
+
+def test_the_example_of_the_sdk(client: openai.OpenAI, server: RunningServer, tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(jsonl(*(line(f"request-{n}", "auto" if n % 2 else "fast") for n in range(5))))
+    before = server.spent_and_held()[0]
+
+    with path.open("rb") as requests:
+        batch_input_file = client.files.create(file=requests, purpose="batch")
+    batch = client.batches.create(
+        input_file_id=batch_input_file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={"description": "nightly eval job"},
+    )
+    assert batch.status in ("validating", "in_progress", "finalizing", "completed")
+    while (batch := client.batches.retrieve(batch.id)).status != "completed":
+        time.sleep(0.05)
+    file_response = client.files.content(batch.output_file_id or "")
+
+    answers = [json.loads(each) for each in file_response.text.splitlines()]
+    assert sorted(each["custom_id"] for each in answers) == [f"request-{n}" for n in range(5)]
+    for each in answers:
+        assert each["error"] is None
+        assert each["response"]["status_code"] == 200
+        assert each["response"]["body"]["choices"][0]["message"]["content"].startswith("Seven times six")
+        assert each["response"]["request_id"].startswith("req_")
+    cost = sum(each["response"]["body"]["viaticum"]["cost_nanousd"] for each in answers)
+    assert server.spent_and_held() == (before + cost, 0)
+    assert batch.error_file_id is None
+    assert batch.errors is None
+    assert batch.metadata == {"description": "nightly eval job"}
+    counts = batch.request_counts
+    assert counts is not None
+    assert (counts.total, counts.completed, counts.failed) == (5, 5, 0)
+    usage = [each["response"]["body"]["usage"] for each in answers]
+    assert batch.usage is not None
+    assert batch.usage.total_tokens == sum(each["total_tokens"] for each in usage) > 0
+    assert batch.created_at <= (batch.in_progress_at or 0) <= (batch.completed_at or 0)
+    assert batch.expires_at == batch.created_at + 86_400
+    output = client.files.retrieve(batch.output_file_id or "")
+    assert (output.purpose, output.bytes) == ("batch_output", len(file_response.content))
+    assert client.files.delete(output.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(output.id)
+    server.assert_settled()
+
+
+def test_lines_of_the_responses_api_are_kept_as_live_ones(client: openai.OpenAI) -> None:
+    body = {"model": "fast", "input": "What is 6 times 7?"}
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": body}
+    batch = ended(client, create(client, jsonl(request), endpoint="/v1/responses"))
+    (answer,) = rows(client, batch.output_file_id).values()
+    response = answer["response"]["body"]
+    assert client.responses.retrieve(response["id"]).output_text == WORDS
+    assert batch.usage.output_tokens == response["usage"]["output_tokens"] > 0
+    following = client.responses.create(model="fast", input="Again?", previous_response_id=response["id"])
+    assert following.status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "number"),
+    [
+        (b"", "empty_file", None),
+        (b"\n \n", "empty_file", None),
+        (b"{nonsense\n", "invalid_json_line", 1),
+        (b"[1, 2]\n", "invalid_json_line", 1),
+        (b'"text"\n', "invalid_json_line", 1),
+        (b"\xff\xfe\n", "invalid_json_line", 1),
+        (b"[" * 100_000 + b"\n", "invalid_json_line", 1),
+        (jsonl(line("a"), line("b"), line("a")), "duplicate_custom_id", 3),
+        (jsonl({**line("a"), "url": "/v1/embeddings"}), "invalid_url", 1),
+        (jsonl({**line("a"), "method": "GET"}), "invalid_method", 1),
+        (jsonl({**line("a"), "custom_id": 7}), "invalid_custom_id", 1),
+        (jsonl({**line("a"), "custom_id": ""}), "invalid_custom_id", 1),
+        (b'{"custom_id": "\\ud800", "method": "POST", "url": "x", "body": {}}\n', "invalid_custom_id", 1),
+        (jsonl({"method": "POST", "url": CHAT, "body": {}}), "missing_required_parameter", 1),
+        (jsonl({**line("a"), "body": "text"}), "invalid_body", 1),
+        (jsonl(line("a", stream=True)), "invalid_body", 1),
+        (jsonl(line("a", user="x" * (1 << 20))), "request_too_large", 1),
+        (jsonl(*(line(f"{n}") for n in range(50_001))), "too_many_requests", None),
+    ],
+)
+def test_a_file_that_is_wrong_fails_the_batch(
+    client: openai.OpenAI, server: RunningServer, content: bytes, code: str, number: int | None
+) -> None:
+    before = server.spent_and_held()
+    batch = ended(client, create(client, content))
+    assert batch.status == "failed"
+    assert batch.failed_at is not None
+    assert (batch.errors.data[0].code, batch.errors.data[0].line) == (code, number)
+    assert (batch.output_file_id, batch.error_file_id) == (None, None)
+    assert server.spent_and_held() == before
+
+
+def test_blank_lines_a_byte_order_mark_and_no_last_newline(client: openai.OpenAI) -> None:
+    content = b"\xef\xbb\xbf" + jsonl(line("a")) + b"\r\n\n" + jsonl(line("é\u2028b")).rstrip() + b"\n\n"
+    batch = ended(client, create(client, content))
+    assert rows(client, batch.output_file_id).keys() == {"a", "é\u2028b"}
+    batch = ended(client, create(client, jsonl(line("a")).rstrip()))
+    assert (batch.status, batch.request_counts.total) == ("completed", 1)
+
+
+def test_lines_that_fail_are_in_the_error_file(client: openai.OpenAI, server: RunningServer) -> None:
+    content = jsonl(
+        line("good"),
+        line("no model", "gpt-none"),
+        line("no field", nonsense=1),
+        line("dear", budget="0.0000001"),
+        line("half", messages=[{"role": "user", "content": "\ud800"}]),
+        line("elsewhere", only="no-such-label"),
+    )
+    batch = ended(client, create(client, content))
+    assert batch.status == "completed"
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 5)
+    assert rows(client, batch.output_file_id).keys() == {"good"}
+    failed = rows(client, batch.error_file_id)
+    found = {
+        name: (each["response"]["status_code"], each["response"]["body"]["error"]["code"])
+        for name, each in failed.items()
+    }
+    assert found["no model"] == (404, "model_not_found")
+    assert found["no field"][0] == 400
+    assert found["dear"] == (402, "budget_exceeded")
+    assert found["elsewhere"] == (403, "model_not_allowed")
+    assert found["half"][0] == 400
+    live = server.ask("gpt-none")
+    assert failed["no model"]["response"]["body"] == live.json()
+    server.assert_settled()
+
+
+def test_where_all_lines_fail_there_is_no_output_file(client: openai.OpenAI) -> None:
+    batch = ended(client, create(client, jsonl(line("a", "gpt-none"))))
+    assert (batch.status, batch.output_file_id) == ("completed", None)
+    assert rows(client, batch.error_file_id).keys() == {"a"}
+
+
+def test_a_provider_that_is_busy_is_asked_again(
+    client: openai.OpenAI, server: RunningServer, far: OpenAIServer
+) -> None:
+    far.script = [(429, {"retry-after": "0"}, "slow down"), (503, {}, "away"), "drop"]
+    batch = ended(client, create(client, jsonl(line("a", "far"))))
+    (answer,) = rows(client, batch.output_file_id).values()
+    assert answer["response"]["body"]["choices"][0]["message"]["content"] == "you said: What is 6 times 7?"
+    assert len(far.requests) == 4
+    server.assert_settled()
+    key = answer["response"]["request_id"].removeprefix("req_")
+    posts = [each for each in server.client.ledger.entries() if each.kind == "post" and key in str(each.key)]
+    assert len(posts) == 1
+
+
+def test_a_stream_that_breaks_off_is_not_paid_for_again(
+    client: openai.OpenAI, server: RunningServer, far: OpenAIServer
+) -> None:
+    """What it wrote was charged: a further try would be charged again."""
+    far.script = ["break"]
+    batch = ended(client, create(client, jsonl(line("a", "far"))))
+    (answer,) = rows(client, batch.error_file_id).values()
+    assert answer["response"]["status_code"] == 502
+    assert len(far.requests) == 1
+    server.assert_settled()
+
+
+def test_pages(client: openai.OpenAI, server: RunningServer) -> None:
+    made = [create(client, jsonl(line("a"))) for _ in range(3)]
+    for batch in made:
+        ended(client, batch)
+    first = client.batches.list(limit=2)
+    assert [each.id for each in first.data] == [made[2].id, made[1].id]
+    assert first.has_more
+    everything = [each.id for each in client.batches.list(limit=1)]
+    assert everything[:3] == [each.id for each in reversed(made)]
+    inputs = [each.input_file_id for each in made]
+    oldest_first = [each.id for each in client.files.list(purpose="batch", order="asc", limit=1)]
+    assert [each for each in oldest_first if each in inputs] == inputs
+    assert {each.purpose for each in client.files.list(purpose="batch_output")} == {"batch_output"}
+    for path in (
+        "/v1/batches?limit=0",
+        "/v1/batches?limit=x",
+        "/v1/batches?after=none",
+        "/v1/files?order=up",
+    ):
+        assert server.http.get(path).status_code == 400
+
+
+def test_what_is_refused(client: openai.OpenAI, server: RunningServer) -> None:
+    file = client.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
+    settings: dict[str, Any] = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+    for wrong, param in (
+        ({"input_file_id": "file-none"}, "input_file_id"),
+        ({"endpoint": "/v1/images/generations"}, "endpoint"),
+        ({"completion_window": "soon"}, "completion_window"),
+        ({"metadata": {"k": "x" * 513}}, "metadata.k"),
+        ({"extra_body": {"nonsense": 1}}, "nonsense"),
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.batches.create(**{**settings, **wrong})
+        assert caught.value.status_code in (400, 404)
+        assert caught.value.param == param
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        client.files.create(file=("in.jsonl", b"{}"), purpose="fine-tune")
+    for name in ("file-none", "..%2Fbatches.db", "."):
+        assert server.http.get(f"/v1/files/{name}/content").status_code == 404
+    for name in ("batch_none", "x"):
+        assert server.http.get(f"/v1/batches/{name}").status_code == 404
+        assert server.http.post(f"/v1/batches/{name}/cancel").status_code == 404
+    done = ended(client, client.batches.create(**settings))
+    with pytest.raises(openai.BadRequestError, match="completed"):
+        client.batches.cancel(done.id)
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        client.batches.create(**{**settings, "input_file_id": done.output_file_id})
+
+
+def test_uploads_that_are_refused(server: RunningServer) -> None:
+    form = {"purpose": "batch"}
+    file = {"file": ("a.jsonl", b"{}")}
+    page = server.http.post("/v1/files", data=form, files=file, headers={"origin": "https://evil.example"})
+    assert page.status_code == 403
+    assert server.http.post("/v1/files", data=form).status_code == 400
+    assert server.http.post("/v1/files", json=form).status_code == 400
+    assert server.http.post("/v1/files", files=file).json()["error"]["param"] == "purpose"
+    assert server.http.post("/v1/files", data={**form, "file": "text"}, files={}).status_code == 400
+    two = [("file", ("a", b"{}")), ("file", ("b", b"{}"))]
+    assert server.http.post("/v1/files", data=form, files=two).status_code == 400
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    for content in (
+        b"",
+        b"--x\r\n",
+        b"nonsense",
+        b"--x\r\nContent-Disposition: form-data\r\n\r\nq\r\n--x--\r\n",
+    ):
+        assert server.http.post("/v1/files", content=content, headers=kind).status_code == 400
+    for seconds in ("60", "x", "999999999"):
+        expires = {**form, "expires_after[anchor]": "created_at", "expires_after[seconds]": seconds}
+        assert server.http.post("/v1/files", data=expires, files=file).status_code == 400
+    good = {**form, "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    made = server.http.post("/v1/files", data=good, files={"file": ("../../a\nb.jsonl", b"{}")}).json()
+    assert made["expires_at"] == made["created_at"] + 3600
+    disposition = server.http.get(f"/v1/files/{made['id']}/content").headers["content-disposition"]
+    assert "\n" not in disposition
+
+
+def test_sizes(tmp_path: Path) -> None:
+    with serving(tmp_path, file_bytes=1000, bytes_a_key=2500) as server, sdk(server) as client:
+        first = client.files.create(file=("a", b"x" * 1000), purpose="batch")
+        client.files.create(file=("b", b"x" * 1000), purpose="batch")
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.files.create(file=("c", b"x" * 1001), purpose="batch")
+        assert caught.value.status_code == 413
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.files.create(file=("d", b"x" * 1000), purpose="batch")
+        assert (caught.value.status_code, caught.value.code) == (413, "storage_full")
+        client.files.delete(first.id)
+        client.files.create(file=("d", b"x" * 1000), purpose="batch")
+        assert len(list((tmp_path / "files").iterdir())) == 2
+
+        def endless() -> Iterator[bytes]:
+            yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            while True:
+                yield b"y" * 1000
+
+        kind = {"content-type": "multipart/form-data; boundary=x"}
+        try:
+            answer = server.http.post("/v1/files", content=endless(), headers=kind)
+        except httpx.TransportError:
+            pass  # it was cut while it still sent
+        else:
+            assert answer.status_code == 413
+        assert {each.stat().st_mode & 0o077 for each in (tmp_path / "files").iterdir()} == {0}
+
+
+def test_one_keys_files_and_batches_are_invisible_to_another(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        with (
+            sdk(server, server.keys.create("alice")[0]) as alice,
+            sdk(server, server.keys.create("bob")[0]) as bob,
+        ):
+            batch = ended(alice, create(alice, jsonl(line("a"))))
+            assert len(alice.files.list().data) == 2
+            assert bob.files.list().data == []
+            assert bob.batches.list().data == []
+            for file in (batch.input_file_id, batch.output_file_id):
+                for call in (bob.files.retrieve, bob.files.content, bob.files.delete):
+                    with pytest.raises(openai.NotFoundError):
+                        call(file)
+            for retrieve in (bob.batches.retrieve, bob.batches.cancel):
+                with pytest.raises(openai.NotFoundError):
+                    retrieve(batch.id)
+            with pytest.raises(openai.NotFoundError):
+                bob.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h")
+            with pytest.raises(openai.BadRequestError):
+                list(bob.batches.list(after=batch.id))
+            assert rows(alice, batch.output_file_id).keys() == {"a"}
+        server.assert_settled()
+
+
+def test_at_the_cap_of_a_key_lines_fail_and_the_batch_completes(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=4) as server:
+        server.client.ledger.create("team", limit_nanousd=100 * WORD)
+        with sdk(server, server.keys.create("alice", scope="team")[0]) as client:
+            batch = ended(client, create(client, jsonl(*(line(f"{n}", max_tokens=9) for n in range(30)))))
+            assert batch.status == "completed"
+            done, failed = rows(client, batch.output_file_id), rows(client, batch.error_file_id)
+        assert len(done) + len(failed) == 30
+        codes = {each["response"]["body"]["error"]["code"] for each in failed.values()}
+        assert codes == {"budget_exceeded"}
+        budget = server.client.ledger.budget("team")
+        assert budget.posted_nanousd == sum(
+            each["response"]["body"]["viaticum"]["cost_nanousd"] for each in done.values()
+        )
+        # Each line posts 14 words: those that fit have been answered, although four at once held more than
+        # there was.
+        assert len(done) == 100 // 14 == budget.posted_nanousd // (14 * WORD)
+        assert server.spent_and_held() == (0, 0)
+        server.assert_settled()
+
+
+def test_what_does_not_fit_beside_others_waits_for_them(tmp_path: Path) -> None:
+    """Worst cases of lines that run at once exceed the budget; each alone fits, and so all are answered."""
+    with serving(tmp_path, concurrency=8) as server:
+        server.client.ledger.create("team", limit_nanousd=1200 * WORD)
+        with sdk(server, server.keys.create("alice", scope="team")[0]) as client:
+            batch = ended(client, create(client, jsonl(*(line(f"{n}", max_tokens=1000) for n in range(10)))))
+            assert (batch.request_counts.completed, batch.request_counts.failed) == (10, 0)
+
+
+def test_cancel_lets_running_lines_end_and_begins_no_other(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=2) as server, sdk(server) as client:
+        batch = create(client, jsonl(*(line(f"{n}", "slow", max_tokens=50) for n in range(20))))
+        wait_until(lambda: server.service.limiter.running > 0)
+        with pytest.raises(openai.BadRequestError, match="needs this file"):
+            client.files.delete(batch.input_file_id)
+        cancelled = client.batches.cancel(batch.id)
+        assert cancelled.status == "cancelling"
+        assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
+        batch = ended(client, batch)
+        assert batch.status == "cancelled"
+        assert batch.cancelling_at <= batch.cancelled_at
+        done, failed = rows(client, batch.output_file_id), rows(client, batch.error_file_id)
+        assert len(done) >= 1
+        assert len(done) + len(failed) == 20
+        assert {each["error"]["code"] for each in failed.values()} == {"batch_cancelled"}
+        assert {each["response"] for each in failed.values()} == {None}
+        server.assert_settled()
+
+
+def test_a_batch_expires(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=1) as server, sdk(server) as client:
+        content = jsonl(*(line(f"{n}", "slow", max_tokens=50) for n in range(20)))
+        batch = ended(client, create(client, content, completion_window="1s"))
+        assert batch.status == "expired"
+        assert batch.expired_at >= batch.expires_at == batch.created_at + 1
+        done, failed = rows(client, batch.output_file_id), rows(client, batch.error_file_id)
+        assert len(done) + len(failed) == 20
+        assert {each["error"]["code"] for each in failed.values()} == {"batch_expired"}
+        counts = batch.request_counts
+        assert (counts.completed, counts.failed) == (len(done), len(failed))
+        server.assert_settled()
+
+
+def test_live_requests_come_first(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=1, queue=8) as server, sdk(server) as client:
+        batch = create(client, jsonl(*(line(f"{n}", "slow", max_tokens=20) for n in range(30))))
+        wait_until(lambda: server.service.limiter.running > 0)
+        assert server.service.limiter.queued == 0  # lines are no part of the queue
+        asked = [
+            threading.Thread(target=server.ask, args=("slow",), kwargs={"max_tokens": 5}) for _ in range(6)
+        ]
+        for thread in asked:
+            thread.start()
+        for thread in asked:
+            thread.join()
+        # Six live requests waited at once: between them no line had a slot.
+        counts = client.batches.retrieve(batch.id).request_counts
+        assert counts is not None
+        assert counts.completed <= 8
+        client.batches.cancel(batch.id)
+        assert ended(client, batch).status == "cancelled"
+
+
+def test_a_revoked_key_spends_nothing_more(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=1) as server:
+        token, _ = server.keys.create("alice")
+        server.keys.create("bob")
+        with sdk(server, token) as client:
+            batch = create(client, jsonl(*(line(f"{n}", "slow", max_tokens=20) for n in range(50))))
+        wait_until(lambda: server.service.limiter.running > 0)
+        server.keys.revoke("alice")
+        files = server.service.files
+        assert files is not None
+        wait_until(lambda: not files.unfinished())
+        found = files.batch(batch.id, "key alice@serve")
+        assert found is not None
+        assert found["status"] == "failed"
+        assert found["errors"] is not None
+        assert found["errors"]["data"][0]["code"] == "invalid_api_key"
+        assert found["request_counts"]["completed"] < 10
+        server.assert_settled()
+
+
+def test_lines_keep_the_rate_and_the_models_of_their_key(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=4) as server:
+        token, _ = server.keys.create("alice", per_minute=120, models=["fast"])
+        with sdk(server, token) as client:
+            began = time.monotonic()
+            content = jsonl(line("m", "mute"), *(line(f"{n}") for n in range(122)))
+            batch = ended(client, create(client, content))
+            assert time.monotonic() - began >= 1.0  # a burst of 120, then one each half second
+            failed = rows(client, batch.error_file_id)
+            assert failed["m"]["response"]["status_code"] == 404
+            assert batch.request_counts.completed == 122
+
+
+def test_an_input_file_that_is_gone_fails_the_batch(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=1) as server, sdk(server) as client:
+        file = client.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
+        (tmp_path / "files" / file.id).unlink()
+        batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        batch = ended(client, batch)
+        assert (batch.status, batch.errors.data[0].code) == ("failed", "file_not_found")
+        with pytest.raises(openai.NotFoundError):
+            client.files.content(file.id)
+
+
+def test_files_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path) as server, sdk(server) as client:
+        expires = {"anchor": "created_at", "seconds": 3600}
+        batch = ended(client, create(client, jsonl(line("a")), output_expires_after=expires))
+        files = server.service.files
+        assert files is not None
+        later = time.time() + 3601
+        monkeypatch.setattr("viaticum.agents.server.batch_store.time.time", lambda: later)
+        with pytest.raises(openai.NotFoundError):
+            client.files.content(batch.output_file_id)
+        files.delete_expired()
+        assert [each.name for each in (tmp_path / "files").iterdir()] == [batch.input_file_id]
+        later += 31 * 86_400
+        files.delete_expired()
+        assert list((tmp_path / "files").iterdir()) == []
+        assert client.batches.list().data == []
+
+
+def test_responses_of_a_key_have_a_cap(tmp_path: Path) -> None:
+    def put(store: ResponseStore, id: str, scope: str, size: int) -> None:
+        store.put(id, scope, None, [{"role": "user", "content": "x"}], {"id": id, "text": "y" * size})
+
+    with ResponseStore(tmp_path / "responses.db", bytes_a_key=10_000) as store:
+        put(store, "other", "bob", 9_000)
+        for number in range(20):
+            put(store, f"{number}", "alice", 900)
+        kept = [each for each in map(str, range(20)) if store.body(each, "alice")]
+        assert kept == [f"{number}" for number in range(10, 20)]
+        assert store.body("other", "bob") is not None
+        put(store, "19", "alice", 900)  # the same again is no other one
+        assert store.body("11", "alice") is not None
+        assert store.delete("19", "alice")
+        put(store, "20", "alice", 900)
+        assert store.body("11", "alice") is not None
+        put(store, "huge", "alice", 20_000)
+        assert store.body("huge", "alice") is None
+        assert store.body("20", "alice") is not None  # it drove nothing out
+    with ResponseStore(tmp_path / "responses.db", bytes_a_key=3_000) as store:
+        put(store, "small", "bob", 100)
+        assert store.body("other", "bob") is None
+        assert store.body("small", "bob") is not None
+
+
+def test_responses_that_an_earlier_version_kept_count(tmp_path: Path) -> None:
+    with ResponseStore(tmp_path / "responses.db") as store:
+        store.put("old", "alice", None, [], {"text": "y" * 5_000})
+        for name in ("size_of_new", "size_of_old"):
+            store._db.execute(f"DROP TRIGGER {name}")
+        store._db.execute("DROP TABLE sizes")
+    with ResponseStore(tmp_path / "responses.db", bytes_a_key=6_000) as store:
+        store.put("new", "alice", None, [], {"text": "y" * 2_000})
+        assert store.body("old", "alice") is None
+        assert store.body("new", "alice") is not None
