@@ -31,6 +31,7 @@ from viaticum.agents.workflow.settings import (
 )
 from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.threads import ThreadPool
+from viaticum.agents.workflow.watched_router import WatchedRouter
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, UnknownName, ViaticumError
@@ -105,6 +106,9 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
     strategies.load(*loaded.strategies, *settings.strategies)
     pool = _Models(loaded, settings)
     router = _open_router(settings, pool)
+    if router.profiles() and not isinstance(router, WatchedRouter):
+        folder = ledger.folder or (settings.home if settings.store is not None else None)
+        router = WatchedRouter(router, ledger, folder)
     resources = WorkflowResources(
         catalogue=pool.catalogue,
         router=_restricted(router, settings, pool.catalogue),

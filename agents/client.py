@@ -411,7 +411,11 @@ class Viaticum:
             seconds=answer.usage.seconds if is_only_pair else None,
             finish_reason=answer.finish_reason,
         )
-        append_outcome(self._settings.home / LIVE_OUTCOMES, row)
+        expected = self.router.expectation(as_query(question, "auto", ()), answer.routes[-1].row)
+        others = {}
+        if expected is not None and is_only_pair:
+            others = {"expected_accuracy": answer.routes[-1].row.accuracy, "profile": expected.profile}
+        append_outcome(self._settings.home / LIVE_OUTCOMES, row, others)
         record_feedback(str(pair), correct, answer.routes[-1].row.accuracy if is_only_pair else None)
         return self._settings.home / LIVE_OUTCOMES
 

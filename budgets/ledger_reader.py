@@ -223,6 +223,20 @@ class LedgerReader:
 
         return self._store.read(action)
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its file; None where it is none."""
+        path = getattr(self._store, "path", None)
+        return None if path is None else Path(path).absolute().parent
+
+    def newest_posts(self, last: int, after: int = 0) -> list[Entry]:
+        """The newest posts of all budgets, the newest first, at most so many.
+
+        after: only entries with ids above this one.
+        """
+        limit, above = checked_count("last", last), checked_count("after", after, 0)
+        return self._store.read(lambda rows: rows.newest_posts(limit, above))
+
     def chain_heads(self) -> dict[str, tuple[int, str]]:
         """The end of each chain: number of entries and hash of the last one, by root."""
         return self._store.read(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, TypeVar
 
 from viaticum.budgets.records import TERMINAL_KINDS, Entry, EntryKind, Hold, HoldState
@@ -179,8 +179,9 @@ class MemoryRows(Rows):
             if is_late and any(scope.name == name for scope in self.lineage(entry.budget)):
                 yield entry
 
-    def newest_posts(self, last: int) -> list[Entry]:
-        return list(islice((entry for entry, *_ in reversed(self._entries) if entry.kind == "post"), last))
+    def newest_posts(self, last: int, after: int = 0) -> list[Entry]:
+        newest = takewhile(lambda entry: entry.id > after, (entry for entry, *_ in reversed(self._entries)))
+        return list(islice((entry for entry in newest if entry.kind == "post"), last))
 
     def integrity_errors(self) -> list[str]:
         return []

@@ -268,9 +268,9 @@ class SqlRows(Rows):
         sql = "SELECT budget, min(at) AS began, max(at) AS ended FROM entries GROUP BY budget"
         return {row["budget"]: (row["began"], row["ended"]) for row in self.query(sql)}
 
-    def newest_posts(self, last: int) -> list[Entry]:
-        sql = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind = 'post' ORDER BY id DESC LIMIT ?"
-        return [_entry(row) for row in self.query(sql, [last])]
+    def newest_posts(self, last: int, after: int = 0) -> list[Entry]:
+        sql = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind = 'post' AND id > ? ORDER BY id DESC LIMIT ?"
+        return [_entry(row) for row in self.query(sql, [after, last])]
 
     def orphans(self) -> list[str]:
         return [

@@ -213,8 +213,8 @@ class Rows(ABC):
             found[entry.budget] = min(first, entry.at), max(last, entry.at)
         return found
 
-    def newest_posts(self, last: int) -> list[Entry]:
-        """The `post` entries of all budgets, the newest first, at most so many."""
+    def newest_posts(self, last: int, after: int = 0) -> list[Entry]:
+        """The `post` entries of all budgets with ids above `after`, the newest first, at most so many."""
         raise NotImplementedError
 
     @abstractmethod

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from viaticum.convex_hull import hull
 from viaticum.reports.chart_rendering import (
     LETTER,
     SERIES,
@@ -22,7 +23,7 @@ from viaticum.reports.chart_rendering import (
     styled,
     var,
 )
-from viaticum.reports.frontier import CostAccuracyPlane, Point, hull
+from viaticum.reports.frontier import CostAccuracyPlane, Point
 from viaticum.reports.label_placement import Box, along, place_labels
 from viaticum.reports.numbers import RunNumbers
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from viaticum.convex_hull import hull
 from viaticum.reports.intervals import Estimate, Share, estimate, grouped, mean, resamples, share
 from viaticum.reports.outcome_table import SharedOutcomes, best_index, cheapest_right, complete_outcomes
 from viaticum.reports.runs import Columns, Run, text_number
@@ -174,26 +175,6 @@ def plane(
         saved=saved,
         left_out=known.left_out,
     ), (known if same else None)
-
-
-def hull(accuracy: Array, cost: Array) -> list[int]:
-    """Corners of the best mixtures, from the cheapest pair to the most accurate: the upper convex hull."""
-    corners: list[int] = []
-    for n in sorted(range(len(cost)), key=lambda n: (cost[n], -accuracy[n])):
-        if corners and accuracy[n] <= accuracy[corners[-1]]:
-            continue
-        while len(corners) > 1 and _below(corners[-2], corners[-1], n, accuracy, cost):
-            corners.pop()
-        if corners and cost[corners[-1]] == cost[n]:
-            corners.pop()
-        corners.append(n)
-    return corners
-
-
-def _below(one: int, middle: int, other: int, accuracy: Array, cost: Array) -> bool:
-    """The middle point lies on or below the line between the two others."""
-    rise = (accuracy[other] - accuracy[one]) * (cost[middle] - cost[one])
-    return bool((accuracy[middle] - accuracy[one]) * (cost[other] - cost[one]) <= rise)
 
 
 def cost_at(wanted: float, accuracy: Array, cost: Array) -> float | None:

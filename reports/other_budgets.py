@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from viaticum.reports.frontier import hull
+from viaticum.convex_hull import hull
 from viaticum.reports.intervals import Estimate, estimate, grouped, resamples
 from viaticum.reports.outcome_table import SharedOutcomes
 from viaticum.reports.runs import Run

@@ -98,9 +98,12 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], others: Sequ
         write_table(scratch, kind, rows, _TYPES, others)
 
 
-def append_outcome(path: str | Path, row: Outcome) -> None:
-    """Append a row to a JSONL table in one write, so that several processes can append to it."""
-    line = json.dumps(asdict(row), ensure_ascii=False) + "\n"
+def append_outcome(path: str | Path, row: Outcome, others: Mapping[str, object] | None = None) -> None:
+    """Append a row to a JSONL table in one write, so that several processes can append to it.
+
+    others: columns beside those of an outcome.
+    """
+    line = json.dumps(asdict(row) | dict(others or {}), ensure_ascii=False) + "\n"
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("ab", buffering=0) as file:

@@ -36,6 +36,7 @@ from viaticum.agents.batch.steps import (
 from viaticum.agents.workflow.calls import existing_tries, next_try
 from viaticum.agents.workflow.failover import Failure, next_call_is_known
 from viaticum.agents.workflow.serialization import completion_to_json, parse_completion, plan_from_hold
+from viaticum.agents.workflow.watched_router import expected_tags
 from viaticum.budgets import Claim, Entry, Hold, Settlement
 from viaticum.budgets.records import digest
 from viaticum.errors import (
@@ -59,7 +60,7 @@ from viaticum.errors import (
 from viaticum.jobs import JobRow, RowState
 from viaticum.money import Price
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion
+from viaticum.types import Completion, Pair, Row
 
 __all__ = ["CONCURRENCY", "DRAIN_SECONDS", "FATAL", "RowTools", "process_rows"]
 
@@ -299,13 +300,20 @@ class _Executor:
         assert task.planned.plan is not None
         worst = task.call.model.worst_case_of(task.call.messages, task.call.generation)
         pair = task.planned.plan.pairs[0]
-        tags = {"model": pair.model, "strategy": pair.strategy}
+        tags = {"model": pair.model, "strategy": pair.strategy, **self._expected_tags(task.planned, pair)}
         names = tuple(worst)
         if names not in self._prices:  # converting the catalogue's decimals is slow
             self._prices[names] = self.tools.resources.catalogue.prices(worst)
         hint = task.call.model.counting_hint
         labels = self._labels.setdefault(pair.model, self.tools.resources.labels(pair.model))
         return Claim(task.key, worst, self._prices[names], task.parameters, tags, hint, labels)
+
+    def _expected_tags(self, planned: PlannedRow, pair: Pair) -> dict[str, str]:
+        costs, tokens = (planned.cost_p50, planned.cost_p90), (planned.tokens_p50, planned.tokens_p90)
+        if None in (*costs, *tokens) or planned.row.overrides is not None:
+            return {}
+        row = Row(pair, planned.accuracy or 0.0, *tokens, *costs, planned.cost_mean)  # type: ignore[arg-type]
+        return expected_tags(self.tools.resources.router, planned.query, row)
 
     def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Settle the steps that have ended, at least one, together; retry tasks that wait for budget."""

@@ -132,7 +132,7 @@ def open_job_resources(
                 f"this ledger has no budget {before.budget!r}; give the ledger that "
                 f"the job began with ({before.ledger})"
             ) from None
-    return resources
+    return replace(resources, router=resources.router.frozen())  # a job corrects its costs by itself
 
 
 @contextmanager

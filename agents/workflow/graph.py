@@ -90,6 +90,7 @@ from viaticum.agents.workflow.serialization import (
     plan_from_hold,
     plan_to_tags,
     route_to_json,
+    row_from_json,
     row_to_json,
 )
 from viaticum.agents.workflow.sessions import count_tokens, route_turn, session_tags
@@ -107,6 +108,7 @@ from viaticum.agents.workflow.state import (
 )
 from viaticum.agents.workflow.telemetry import CallSpan, current, route_metadata
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
+from viaticum.agents.workflow.watched_router import expected_tags
 from viaticum.budgets import Budget, Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, DeadlineExceeded, ModelError, ModelUnavailable
@@ -401,6 +403,10 @@ class Workflow:
         info = runtime.execution_info
         thread = info.thread_id if info is not None else None
         tags = {"model": call.model.name, "strategy": pair_of(state).strategy}
+        if state["route"] is not None:
+            tags |= expected_tags(
+                self.resources.router, query_of(state), row_from_json(state["route"]["row"])
+            )
         tags |= session_tags(self.resources.sessions, state["asked"].get("session"), call.model.name)
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from viaticum.routers.query.change_detection import Expectation, ModelChange
 from viaticum.routers.query.plans import Plan, PlanRow
-from viaticum.types import Query, RoutingTable
+from viaticum.types import Query, RoutingTable, Row
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,28 @@ class QueryRouter(ABC):
     def knowledge(self) -> tuple[Knowledge, ...]:
         """What its predictions rest on, models with outcomes first."""
         return (Knowledge("given"),)
+
+    # Whether models still behave as they did where the router was fitted (`change_detection`).
+
+    def profiles(self) -> Mapping[str, str]:
+        """By model, which outcomes of it are known: another text once it was profiled again.
+
+        Empty for a router that cannot tell its own kind of questions from others: if calls differ from what
+        it expects, that says nothing about the models.
+        """
+        return {}
+
+    def expectation(self, query: Query, row: Row) -> Expectation | None:
+        """What is expected of a call of the row's pair; None where a call tells nothing about the model."""
+        return None
+
+    def with_changes(self, changes: Mapping[str, ModelChange]) -> QueryRouter:
+        """This router, knowing that models have changed."""
+        return self
+
+    def frozen(self) -> QueryRouter:
+        """The router as it is now, for a job that corrects its costs by itself."""
+        return self
 
     @property
     def has_plans(self) -> bool:

@@ -2,7 +2,8 @@
 
 Works with any sentence-transformers model; the default is in the catalogue. Embeddings have length 1; the
 cache is an SQLite file with model and text as key. The model is loaded for the first text that is not in the
-cache.
+cache. A text that is longer than what the model reads is cut, or, where asked for, read in windows whose mean
+counts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from viaticum.weights import cache_dir, locate
 DEFAULT_MODEL = "all-minilm-l6-v2"
 BATCH = 64
 MAX_VARIABLES = 500  # of one SQL statement
+WINDOWS = 8  # of one text at most, spread evenly over a longer one
+OVERLAP = 32  # tokens that two windows share
+SHORT = 100  # characters up to which a text is no longer than what any encoder reads
 Progress = Callable[[int, int], None]  # texts done, texts in total
 
 
@@ -36,6 +40,8 @@ class Encoder:
         model: a name of the catalogue, a folder, or what sentence-transformers finds on this machine.
         cache: the SQLite file; "" is the one in the cache folder, None keeps nothing.
         catalogue: where `model` is looked up; by default the catalogue of the user.
+        windows: read long texts in windows, at most `WINDOWS`; else they are cut. Embeddings of the two are
+            not to be mixed.
 
     Raises:
         WeightsError: the weights of a catalogue model were not pulled.
@@ -48,8 +54,9 @@ class Encoder:
         *,
         cache: str | Path | None = "",
         catalogue: Catalogue | None = None,
+        windows: bool = False,
     ) -> None:
-        self.name = str(model)
+        self.name, self.windows = str(model), windows
         models = catalogue or Catalogue.load()
         self._folder = str(locate(models[self.name])) if self.name in models else self.name
         self._cache = cache_dir() / "embeddings.db" if cache == "" else Path(cache) if cache else None
@@ -58,7 +65,7 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
         """Return float32 embeddings of length 1 [N, D]."""
-        keys = [hashlib.sha256(f"{self.name}\0{text}".encode()).digest() for text in texts]
+        keys = [self._key(text) for text in texts]
         with self._lock:
             embeddings = self._read(set(keys))
             missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in embeddings}
@@ -72,6 +79,10 @@ class Encoder:
                 if progress is not None:
                     progress(len(texts) - len(ordered) + start + len(batch), len(texts))
         return torch.from_numpy(np.stack([embeddings[key] for key in keys]))
+
+    def _key(self, text: str) -> bytes:
+        how = "windows\0" if self.windows and len(text) > SHORT else ""
+        return hashlib.sha256(f"{self.name}\0{how}{text}".encode()).digest()
 
     @property
     def max_tokens(self) -> int:
@@ -109,6 +120,36 @@ class Encoder:
         return self._model
 
     def _encode(self, texts: list[str]) -> np.ndarray[Any, Any]:
+        if not self.windows:
+            return self._encode_cut(texts)
+        parts = [self._split(text) for text in texts]
+        vectors = self._encode_cut([window for windows in parts for window, _ in windows])
+        weights = np.array([tokens for windows in parts for _, tokens in windows], dtype=np.float32)
+        begins = np.cumsum([0, *(len(windows) for windows in parts[:-1])])
+        sums = np.add.reduceat(weights[:, None] * vectors, begins, axis=0)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        return np.asarray(sums / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+    def _split(self, text: str) -> list[tuple[str, int]]:
+        """The windows of a text and their tokens; the text alone where it is short enough.
+
+        So it is too where the model has no fast tokenizer of transformers, which knows where tokens lie.
+        """
+        tokenizer = self._loaded().tokenizer
+        if len(text) <= SHORT or not getattr(tokenizer, "is_fast", False):
+            return [(text, 1)]
+        room = max(2 * OVERLAP, self.max_tokens - tokenizer.num_special_tokens_to_add())
+        spans = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )["offset_mapping"]
+        if len(spans) <= room:
+            return [(text, 1)]
+        last = len(spans) - room
+        count = min(WINDOWS, -(-last // (room - OVERLAP)) + 1)
+        starts = np.linspace(0, last, count).round().astype(int).tolist()
+        return [(text[spans[start][0] : spans[start + room - 1][1]], room) for start in starts]
+
+    def _encode_cut(self, texts: list[str]) -> np.ndarray[Any, Any]:
         vectors = self._loaded().encode(
             texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
         )

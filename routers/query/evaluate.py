@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from viaticum.convex_hull import area_under_hull
 from viaticum.errors import DataError
 from viaticum.routers.query.calibration import calibration_error
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
@@ -25,6 +26,7 @@ BUDGETS = (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.006, 0.012)  # mean dollars a 
 MIDDLE_BUDGET = 0.002
 MARGIN = 0.04  # share of a budget left unplanned: a mean of 1,500 questions varies by about as much
 BOOTSTRAP_SAMPLES = 1_000
+AREA_SAMPLES = 300
 SWEEP = np.geomspace(0.3, 3000, 60)  # cost weights of `cost_to_reach`
 # Expected accuracy, dollars, their deviation, real dollars, each [Q, M], and dollars for all questions -> the
 # column of each question, -1 for none [Q].
@@ -60,12 +62,11 @@ def evaluate(
             "cannot be compared; profile the missing pairs"
         )
     prediction = router.predict_texts(matrix.texts)
+    swept = [router.choose_columns(prediction, float(weight)).numpy() for weight in SWEEP]
     correct, cost, calls = column_outcomes(router, matrix)
     best, *ties = best_single_pairs(matrix)
     accuracy, dollars = float(matrix.correct[:, best].mean()), float(matrix.cost[:, best].mean())
-    enough, nearly = (
-        cost_to_reach(router, prediction, correct, cost, share * accuracy) for share in (1, 0.99)
-    )
+    enough, nearly = (cost_to_reach(swept, correct, cost, share * accuracy) for share in (1, 0.99))
     middle_budget = MIDDLE_BUDGET if MIDDLE_BUDGET in budgets else sorted(budgets)[len(budgets) // 2]
     middle = router.choose_within(prediction, middle_budget * (1 - MARGIN)).numpy()
     return {
@@ -77,7 +78,14 @@ def evaluate(
             "cost": dollars,
             "ties": [str(matrix.pairs[each]) for each in ties],
         },
-        "cheapest": _cheapest(matrix, budgets),
+        "pairs": [
+            {"pair": str(pair), "accuracy": float(right), "cost": float(spent)}
+            for pair, right, spent in zip(
+                matrix.pairs, matrix.correct.mean(0), matrix.cost.mean(0), strict=True
+            )
+        ],
+        "cheapest": cheapest_pair(matrix, budgets),
+        **_areas(swept, matrix, (correct, cost), dollars, seed),
         "paced": []
         if paced is None
         else [_paced_point(router, prediction, (correct, cost), budget, paced) for budget in budgets],
@@ -102,7 +110,7 @@ def best_single_pairs(matrix: OutcomeMatrix) -> list[int]:
     )
 
 
-def _cheapest(matrix: OutcomeMatrix, budgets: Sequence[float]) -> dict[str, Any]:
+def cheapest_pair(matrix: OutcomeMatrix, budgets: Sequence[float]) -> dict[str, Any]:
     """The cheapest pair, and the budgets at which even this pair alone spends more than there is."""
     dollars = matrix.cost.mean(0)
     pair = int(dollars.argmin())
@@ -160,20 +168,63 @@ def best_mixture(correct: Array, cost: Array, budget: float) -> Array | None:
     return np.asarray(solution.x) if solution.status == 0 else None
 
 
-def cost_to_reach(
-    router: RTRRouter, prediction: Prediction, correct: Array, cost: Array, accuracy: float
-) -> float | None:
+def cost_to_reach(swept: Sequence[Array], correct: Array, cost: Array, accuracy: float) -> float | None:
     """The lowest mean cost among operating points that reach an accuracy; None where none does.
 
     The points are the cost weights of `SWEEP`, fixed beforehand; which of them counts is chosen by the
     outcomes, as for every such figure in the literature.
+
+    swept: the columns chosen at each cost weight, each [Q].
     """
     rows, reached = np.arange(len(correct)), []
-    for cost_weight in SWEEP:
-        chosen = router.choose_columns(prediction, float(cost_weight)).numpy()
+    for chosen in swept:
         if correct[rows, chosen].mean() >= accuracy:
             reached.append(float(cost[rows, chosen].mean()))
     return min(reached) if reached else None
+
+
+def _areas(
+    swept: Sequence[Array], matrix: OutcomeMatrix, outcomes: tuple[Array, Array], best: float, seed: int
+) -> dict[str, Any]:
+    """Operating points, and the area under their hull over log cost beside that of single pairs.
+
+    From the cheapest pair to the most accurate one, with a paired 95% interval over questions. Both hulls are
+    those of the questions evaluated, in hindsight.
+
+    Args:
+        swept: the columns chosen at each cost weight, each [Q].
+        outcomes: correct and cost of all columns [Q, M].
+        best: mean dollars of the most accurate pair.
+    """
+    rows, count = np.arange(len(matrix)), len(matrix)
+    right, spent = (np.stack([each[rows, chosen] for chosen in swept], 1) for each in outcomes)
+    low = float(matrix.cost.mean(0).min())
+
+    def areas(weights: Array) -> tuple[float, float]:
+        sides = (right, spent), (matrix.correct, matrix.cost)
+        ours, theirs = (area_under_hull(weights @ a, weights @ c, low, best) for a, c in sides)
+        return ours, theirs
+
+    ours, theirs = areas(np.full(count, 1 / count))
+    rng = np.random.default_rng(seed)
+    draws = [np.bincount(rng.integers(0, count, count), minlength=count) / count for _ in range(AREA_SAMPLES)]
+    gaps = [each[0] - each[1] for each in map(areas, draws)]
+    interval = np.quantile(gaps, (0.025, 0.975))
+    return {
+        "sweep": [
+            {"accuracy": float(a), "cost": float(c)}
+            for a, c in zip(right.mean(0), spent.mean(0), strict=True)
+        ],
+        "area": {
+            "from": low,
+            "to": best,
+            "router": ours,
+            "pairs": theirs,
+            "difference": ours - theirs,
+            "low": float(interval[0]),
+            "high": float(interval[1]),
+        },
+    }
 
 
 def paired_bootstrap(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from viaticum.errors import DataError
+from viaticum.routers.query.arms import BANDWIDTHS, smoother
 from viaticum.routers.query.calibration import calibration_error, cost_ratios
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import (
@@ -50,6 +51,7 @@ from viaticum.routers.query.parameters import RouterParameters, RTRSettings
 from viaticum.routers.query.plan_search import plan_optimism, search_plans
 from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, Plan, simulate
 from viaticum.routers.query.rtr import RTRRouter
+from viaticum.routers.query.shared_text import SharedText, find_shared
 from viaticum.routers.query.token_quantiles import (
     TokenQuantiles,
     fit_token_quantiles,
@@ -86,12 +88,14 @@ def fit(
     """
     matrix.check()
     began = time.perf_counter()
-    embeddings = encoder(matrix.texts, lambda done, total: report("embedding questions", done, total))
+    shared = find_shared(matrix.texts)
+    read = [shared.without(text) for text in matrix.texts]
+    embeddings = encoder(read, lambda done, total: report("embedding questions", done, total))
     embeddings = embeddings.half().float()  # the precision in which they are stored
-    groups = near_duplicates(matrix.texts)
+    groups = near_duplicates(read)
     if len(np.unique(groups)) < 2:
         raise DataError("all questions are near-duplicates of one another; a router needs different ones")
-    groups = split_templates(groups, matrix.texts)
+    groups = split_templates(groups, read)
     folds = torch.from_numpy(assign_folds(groups, FOLDS, settings.seed))
     started = time.perf_counter()
     report("searching plans", 0, 1)
@@ -112,11 +116,17 @@ def fit(
         known = [int(known_without(kinds, kind, alike).sum()) for kind in np.unique(kinds.numpy())]
         if min(known) >= MIN_KNOWN:
             away = predict_out_of_fold(columns, data, kinds, alike, epochs, settings, report)
+    sharing = _choose_sharing(matrix, home, data, settings)
+    if sharing is not None:
+        home, away = home.shared(sharing), None if away is None else away.shared(sharing)
     report("fitting on all questions", 0, 1)
     parameters = _fit_parameters(matrix, plans, data, columns, (home, away), epochs, optimism, settings)
+    parameters.sharing = sharing
     parameters.facts = {
         **parameters.facts,
         "encoder": encoder.name,
+        "windows": getattr(encoder, "windows", False),
+        **({"shared_text": shared.to_json()} if shared != SharedText() else {}),
         "questions": len(matrix),
         "date": datetime.now(UTC).date().isoformat(),
         "groups": int(groups.max()) + 1,
@@ -128,6 +138,24 @@ def fit(
     }
     report("done", 1, 1)
     return RTRRouter(parameters, encoder)
+
+
+def _choose_sharing(
+    matrix: OutcomeMatrix, home: OutOfFold, data: TrainingData, settings: RTRSettings
+) -> Tensor | None:
+    """How far arms share, by the log loss of out-of-fold predictions; None for not at all."""
+    if not settings.arms:
+        return None
+    found, least = None, float("inf")
+    candidates = [smoother(matrix.pairs, data.correct.shape[1], width) for width in BANDWIDTHS]
+    for weights in [None, *candidates] if candidates[0] is not None else []:
+        side = home if weights is None else home.shared(weights)
+        heads = [side.logits[name] for name in settings.heads]
+        mixture = CalibratedMixture.fit(heads, data.correct, calibrate=settings.calibrate)
+        loss = log_loss(log_odds(mixture(heads)), data.correct)
+        if loss < least:
+            found, least = weights, loss
+    return found
 
 
 def fingerprint(matrix: OutcomeMatrix) -> str:

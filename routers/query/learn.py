@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from viaticum.errors import DataError, InputError
 from viaticum.quantiles import censored_quantile
+from viaticum.routers.query.arms import curve_weights
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.heads import QUANTILES, log_loss, log_odds
@@ -28,6 +29,7 @@ from viaticum.routers.query.outcome_matrix import (
 )
 from viaticum.routers.query.parameters import AddedPairs
 from viaticum.routers.query.rtr import RTRRouter
+from viaticum.routers.query.shared_text import without_shared
 from viaticum.types import Pair
 
 SIMILARITY_SCALE = 10.0  # a known pair has the weight exp(SIMILARITY_SCALE * sum of the two cosines)
@@ -44,7 +46,8 @@ def add(
     """Return the router with one more pair; the predictions for the others stay the same.
 
     The log-odds of the new pair are a weighted sum of those of the known pairs plus an offset: at first by
-    the similarity of descriptions; outcomes (20 to 100 are enough) correct both.
+    the similarity of descriptions, or, for an arm of a known model such as another thinking budget, by its
+    place on the curve of the known arms; outcomes (20 to 100 are enough) correct both.
 
     Args:
         router: a fitted router.
@@ -60,11 +63,12 @@ def add(
     if pair in router.pairs:
         raise InputError(f"the router knows {pair}; fit it again to change what it knows")
     similarity = _description_similarity(router, pair, descriptions)
-    weights, offset, token_offsets = similarity, torch.zeros(1), torch.zeros(2)
+    weights, lengths = curve_weights(pair, router.parameters.pairs) or (similarity, similarity)
+    offset, token_offsets = torch.zeros(1), torch.zeros(2)
     if outcomes is not None:
-        weights, offset, token_offsets = _correct_by_outcomes(router, pair, similarity, outcomes)
-    prices = _expected_prices(router, price, similarity)
-    added = AddedPairs((pair,), weights[None], offset, similarity[None], token_offsets[None], prices[None])
+        weights, offset, token_offsets = _correct_by_outcomes(router, pair, (weights, lengths), outcomes)
+    prices = _expected_prices(router, price, lengths)
+    added = AddedPairs((pair,), weights[None], offset, lengths[None], token_offsets[None], prices[None])
     before = router.parameters.added
     parameters = replace(router.parameters, added=added if before is None else before.concat(added))
     return RTRRouter(parameters, router.encoder)
@@ -80,9 +84,12 @@ def _description_similarity(router: RTRRouter, pair: Pair, descriptions: Mapping
 
 
 def _correct_by_outcomes(
-    router: RTRRouter, pair: Pair, similarity: Tensor, outcomes: OutcomeMatrix
+    router: RTRRouter, pair: Pair, prior: tuple[Tensor, Tensor], outcomes: OutcomeMatrix
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights [P] and offset [1] of the log-odds, and what to add to log tokens [2]."""
+    """Weights [P] and offset [1] of the log-odds, and what to add to log tokens [2].
+
+    prior: weights of the known pairs' log-odds and log tokens without outcomes, each [P].
+    """
     if pair not in outcomes.pairs:
         raise DataError(f"the outcomes say nothing about {pair}")
     column, count = outcomes.pairs.index(pair), len(router.parameters.pairs)
@@ -91,10 +98,10 @@ def _correct_by_outcomes(
     weights, offset = _fit_towards_prior(
         log_odds(prediction.accuracy[:, :count]),
         torch.from_numpy(known.correct[:, column]).float(),
-        similarity,
+        prior[0],
     )
     log_tokens = torch.from_numpy(np.log(np.maximum(known.tokens[:, column], 1.0))).float()
-    expected = torch.einsum("npk,p->nk", prediction.tokens[:, :count].log(), similarity)
+    expected = torch.einsum("npk,p->nk", prediction.tokens[:, :count].log(), prior[1])
     residual = log_tokens[:, None] - expected
     if bool(residual.isnan().all()):
         return weights, offset, torch.zeros(2)
@@ -183,7 +190,7 @@ def refit(
     if count < MIN_QUESTIONS:
         raise DataError(f"{count} live outcomes; {MIN_QUESTIONS} or more can tell whether a refit is better")
     settings = router.parameters.settings
-    held_out = assign_folds(near_duplicates(live.texts), 2, settings.seed) == 0
+    held_out = assign_folds(near_duplicates(without_shared(live.texts)), 2, settings.seed) == 0
     test = live.select(held_out)
     trial = fit(known.concat(live.select(~held_out)), encoder, descriptions, settings=settings, report=report)
     correct = torch.from_numpy(test.correct).float()

@@ -55,6 +55,10 @@ class OutOfFold(NamedTuple):
     similarity: Tensor
     nearest: Tensor
 
+    def shared(self, weights: Tensor) -> OutOfFold:
+        """With log-odds that arms share (`viaticum.routers.query.arms.smoother`); weights: [M, M]."""
+        return self._replace(logits={name: each @ weights.T for name, each in self.logits.items()})
+
 
 def kind_folds(matrix: OutcomeMatrix, embeddings: Tensor, seed: int) -> Tensor:
     """A fold for each question, whole kinds together [Q]; at most `FOLDS`, one where there is one kind."""

@@ -5,6 +5,7 @@ Only data: `fit` and `learn` make it, `rtr` predicts with it, `storage` writes a
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,6 +31,7 @@ class RTRSettings:
         trust: predictions are mixed with the static means, the more so far from all known questions.
         plans: search for plans of several pairs.
         spend: correct expected costs by `RouterParameters.cost_ratios`.
+        arms: arms of one model share what is predicted of a question.
         seed: seed of every draw.
     """
 
@@ -39,6 +41,7 @@ class RTRSettings:
     trust: bool = True
     plans: bool = True
     spend: bool = True
+    arms: bool = True
     seed: int = 0
 
 
@@ -108,6 +111,7 @@ class RouterParameters:
         facts: what `router.json` says about the fit.
         tokens: quantiles of output tokens; None in a router that an earlier version fitted.
         added: pairs that were added later.
+        sharing: weights of all columns' log-odds in that of each one, where arms share [M, M].
     """
 
     pairs: tuple[Pair, ...]
@@ -129,3 +133,20 @@ class RouterParameters:
     facts: dict[str, Any]
     tokens: TokenQuantiles | None = None
     added: AddedPairs | None = None
+    sharing: Tensor | None = None
+
+    def profiles(self) -> dict[str, str]:
+        """By model a digest of its known outcomes, and of what is known of its added pairs."""
+        added = () if self.added is None else self.added.pairs
+        found = {}
+        for model in dict.fromkeys(pair.model for pair in (*self.pairs, *added)):
+            digest = hashlib.sha256()
+            columns = [number for number, pair in enumerate(self.pairs) if pair.model == model]
+            parts = [self.correct[:, columns], self.cost[:, columns]]
+            if self.added is not None:
+                rows = [number for number, pair in enumerate(added) if pair.model == model]
+                parts += [self.added.offset[rows], self.added.prices[rows]]
+            for part in parts:
+                digest.update(part.nan_to_num(-1.0).contiguous().numpy().tobytes())
+            found[model] = digest.hexdigest()[:12]
+        return found

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from viaticum.routers.query.base import Knowledge, QueryRouter
+from viaticum.routers.query.change_detection import Expectation
 from viaticum.routers.query.plans import PlanRow
 from viaticum.types import Pair, Query, RoutingTable, Row
 
@@ -54,6 +55,12 @@ class RestrictedRouter(QueryRouter):
         """None where both are named: then nothing is chosen."""
         chosen = self.model is None or self.strategy is None
         return self.router.has_seen(query) if chosen else None
+
+    def expectation(self, query: Query, row: Row) -> Expectation | None:
+        return self.router.expectation(query, row)
+
+    def frozen(self) -> QueryRouter:
+        return RestrictedRouter(self.router.frozen(), self.model, self.strategy)
 
     @property
     def has_plans(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from math import isnan
 from pathlib import Path
@@ -23,20 +23,24 @@ from torch import Tensor
 from viaticum.errors import InputError
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.routers.query.base import Knowledge, QueryRouter
+from viaticum.routers.query.change_detection import Expectation, ModelChange
+from viaticum.routers.query.changed_models import Adjustments
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import NEIGHBOURS, QUANTILES, NeighboursHead, log_odds
 from viaticum.routers.query.out_of_fold import TRUST_NEIGHBOURS
 from viaticum.routers.query.parameters import RouterParameters
 from viaticum.routers.query.plans import Plan, PlanRow
+from viaticum.routers.query.shared_text import SharedText
 from viaticum.routers.query.static import TableOrigin
 from viaticum.routers.query.storage import load_parameters, save_parameters
 from viaticum.routers.query.token_quantiles import log_characters
-from viaticum.types import Query, RoutingTable, Row
+from viaticum.types import Pair, Query, RoutingTable, Row
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2  # fractional parts of its multiples are spread evenly
 CACHE_SIZE = 32  # questions whose predictions are kept
 SAME_TEXT = 0.9999  # cosine of two embeddings of one text; a router keeps them in half precision
 SAME_AMONG = 4  # nearest questions among which one of the same text is
+HOME_TRUST = 0.5  # from which a call tells more about its model than about its question
 
 
 class Prediction(NamedTuple):
@@ -75,9 +79,15 @@ class RTRRouter(QueryRouter):
     Args:
         parameters: what fitting found.
         encoder: the encoder that they were fitted with; by default the one that they name.
+        changes: of models, since they were fitted.
     """
 
-    def __init__(self, parameters: RouterParameters, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        parameters: RouterParameters,
+        encoder: Encoder | None = None,
+        changes: Mapping[str, ModelChange] | None = None,
+    ) -> None:
         self.parameters = parameters
         self._given_encoder = encoder
         added = parameters.added.pairs if parameters.added else ()
@@ -88,6 +98,7 @@ class RTRRouter(QueryRouter):
             *range(len(parameters.pairs)),
             *range(len(parameters.plans), len(parameters.plans) + len(added)),
         ]
+        self._shared = SharedText.from_json(parameters.facts.get("shared_text"))
         self._correct = NeighboursHead(parameters.embeddings, parameters.correct)
         self._cost = NeighboursHead(parameters.embeddings, parameters.cost)
         if (tokens := parameters.tokens) is not None:
@@ -96,6 +107,9 @@ class RTRRouter(QueryRouter):
         # Calls of each pair that a plan makes at least [M, P].
         calls = [min(plan.need, len(plan.pairs)) for plan in parameters.plans]
         self._calls = parameters.columns.members * torch.tensor(calls, dtype=torch.float32)[:, None]
+        self.changes = {} if changes is None else dict(changes)
+        usual = dict(zip(parameters.pairs, parameters.static_means[1].tolist(), strict=False))
+        self._adjusted = Adjustments.of(self.changes, self.pairs, self.plans, usual) if self.changes else None
         # Routing asks about a question several times: for its table, its plans, and the pair that is chosen.
         self._cache: OrderedDict[str, Prediction] = OrderedDict()
         self._cache_size = CACHE_SIZE
@@ -103,7 +117,8 @@ class RTRRouter(QueryRouter):
 
     @cached_property
     def encoder(self) -> Encoder:
-        return self._given_encoder or Encoder(self.parameters.facts["encoder"])
+        facts = self.parameters.facts
+        return self._given_encoder or Encoder(facts["encoder"], windows=facts.get("windows", False))
 
     @cached_property
     def origin(self) -> str:
@@ -139,14 +154,18 @@ class RTRRouter(QueryRouter):
             "neighbours": lambda: log_odds(self._correct.mean(cosines, indices)),
             "dual": lambda: dual,
         }
-        accuracy = parameters.mixture([heads[name]() for name in parameters.settings.heads])
+        logits = [heads[name]() for name in parameters.settings.heads]
+        if parameters.sharing is not None:
+            logits = [each @ parameters.sharing.T for each in logits]
+        accuracy = parameters.mixture(logits)
         cost = self._cost.mean(cosines, indices)
         trust = parameters.trust.at(cosines[:, :TRUST_NEIGHBOURS], indices[:, :TRUST_NEIGHBOURS])
         if parameters.settings.trust:
             share, factor = (
                 each[:, None] for each in (parameters.trust.share(trust), parameters.trust.factor(trust))
             )
-            accuracy = share * accuracy + (1 - share) * parameters.static_means[0]
+            kept = share if self._adjusted is None else share * self._adjusted.kept[: accuracy.shape[1]]
+            accuracy = kept * accuracy + (1 - kept) * parameters.static_means[0]
             cost = factor * (share * cost + (1 - share) * parameters.static_means[1])
         tokens, prompt, nearby = self._predict_lengths(cosines, indices, log_tokens, cost, texts)
         more = nearby @ self._calls.T
@@ -163,6 +182,9 @@ class RTRRouter(QueryRouter):
             wider = parameters.trust.wider(trust).exp()
             usual = wider.mean(1, keepdim=True).expand(-1, tokens.shape[1] - wider.shape[1])
             tokens[..., 1] *= torch.cat((wider, usual), 1)
+        if (changed := self._adjusted) is not None:
+            accuracy = (accuracy + changed.accuracy).clamp(0.0, 1.0)
+            cost, tokens = cost * changed.cost, tokens * changed.tokens
         # Kept in half precision, known embeddings are not quite of length 1.
         known = parameters.embeddings[indices[:, :SAME_AMONG]]
         nearest = torch.cosine_similarity(embeddings[:, None], known, dim=2).amax(1)
@@ -201,7 +223,7 @@ class RTRRouter(QueryRouter):
         return tokens, prompt, nearby
 
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
-        return self.predict(self.encoder(texts), texts)
+        return self.predict(self.encoder([self._shared.without(text) for text in texts]), texts)
 
     def has_seen(self, query: Query) -> bool:
         return bool(self._predict_text(query.text).seen)
@@ -239,32 +261,37 @@ class RTRRouter(QueryRouter):
         prices = (
             self.parameters.prices if added is None else torch.cat((self.parameters.prices, added.prices))
         )
-        rows = []
-        prices = prices + torch.stack((prediction.prompt[0], torch.zeros(len(prices))), 1)
-        for pair, column, (median, high), (per_prompt, per_token), cut in zip(
-            self.pairs,
-            self.pair_columns,
-            prediction.tokens[0].tolist(),
-            prices.tolist(),
-            self._cut_at(),
-            strict=True,
+        rows, tokens = [], prediction.tokens[0]
+        per_prompt, per_token = prices[:, :1] + prediction.prompt[0][:, None], prices[:, 1:]
+        if self._adjusted is None:
+            dollars = per_prompt + per_token * tokens
+        else:
+            dollars = (per_prompt + per_token * tokens / self._adjusted.tokens) * self._adjusted.dollars
+        for pair, column, (median, high), costs, cut in zip(
+            self.pairs, self.pair_columns, tokens.tolist(), dollars.tolist(), self._cut_at(), strict=True
         ):
             accuracy, mean = float(prediction.accuracy[0, column]), float(prediction.cost[0, column])
-            low_cost, high_cost = (_nanousd(per_prompt + per_token * tokens) for tokens in (median, high))
+            low_cost, high_cost = _nanousd(costs[0]), _nanousd(max(costs))
             rows.append(
                 Row(
                     pair,
                     accuracy,
                     round(median),
-                    round(high),
+                    round(max(median, high)),
                     low_cost,
                     high_cost,
                     _nanousd(mean),
                     cut,
-                    origin=self.origin,
+                    origin=self._origin_of((pair,)),
                 )
             )
         return RoutingTable(tuple(rows))
+
+    def _origin_of(self, pairs: Iterable[Pair]) -> str:
+        """What it was fitted on, and which of the pairs' models have changed since."""
+        found = {pair.model: self.changes[pair.model] for pair in pairs if pair.model in self.changes}
+        notes = [f"{model} has changed, by {each.at[:10]}: {each.why}" for model, each in found.items()]
+        return "; ".join((self.origin, *notes))
 
     def _cut_at(self) -> list[int | None]:
         """For every pair the tokens at which its known outputs were cut."""
@@ -281,6 +308,8 @@ class RTRRouter(QueryRouter):
         prediction = self._predict_text(query.text)
         alone = {row.pair: row for row in self.table(query)}
         known = self.parameters.cost[prediction.indices[0]] + prediction.more_prompt[0]
+        if self._adjusted is not None:
+            known = known * self._adjusted.cost[: known.shape[1]]
         quantiles = torch.nanquantile(known, torch.tensor(QUANTILES), dim=0).nan_to_num(0.0).T.tolist()
         rows = []
         for column, plan in enumerate(self.plans):
@@ -291,8 +320,35 @@ class RTRRouter(QueryRouter):
             else:
                 median, high = quantiles[column]
                 costs = _nanousd(median), _nanousd(max(mean, high))
-            rows.append(PlanRow(plan, accuracy, *costs, _nanousd(mean), origin=self.origin))
+            origin = self._origin_of(plan.pairs)
+            rows.append(PlanRow(plan, accuracy, *costs, _nanousd(mean), origin=origin))
         return rows
+
+    def profiles(self) -> Mapping[str, str]:
+        return self._profiles
+
+    @cached_property
+    def _profiles(self) -> dict[str, str]:
+        return self.parameters.profiles()
+
+    def expectation(self, query: Query, row: Row) -> Expectation | None:
+        """None also far from the known questions, in a conversation, and of a model that has changed."""
+        model = row.pair.model
+        if query.messages or row.tokens_p50 <= 0 or model in self.changes or model not in self._profiles:
+            return None
+        if float(self._predict_text(query.text).trust) < HOME_TRUST:
+            return None
+        return Expectation(
+            row.tokens_p50,
+            row.tokens_p90,
+            row.cost_p50,
+            row.cost_p90,
+            row.expected_cost,
+            self._profiles[model],
+        )
+
+    def with_changes(self, changes: Mapping[str, ModelChange]) -> RTRRouter:
+        return RTRRouter(self.parameters, self._given_encoder or self.encoder, changes)
 
     # --- choices for many questions -------------------------------------------------------------------------
 

@@ -105,6 +105,7 @@ def _tensors(parameters: RouterParameters) -> dict[str, Tensor]:
         **{f"trust.{name}": getattr(parameters.trust, name) for name in TRUST_TENSORS},
         **{f"columns.{name}": getattr(parameters.columns, name) for name in COLUMN_TENSORS},
         **{f"dual.{name}": each for name, each in parameters.dual.state_dict().items()},
+        **({} if parameters.sharing is None else {"sharing": parameters.sharing}),
         **(
             {f"tokens.{name}": getattr(parameters.tokens, name) for name in TOKEN_TENSORS}
             if parameters.tokens
@@ -128,6 +129,7 @@ def _document(parameters: RouterParameters) -> dict[str, Any]:
         "added": [str(pair) for pair in parameters.added.pairs] if parameters.added else [],
         "settings": asdict(parameters.settings),
         "facts": parameters.facts,
+        "profiles": parameters.profiles(),
     }
 
 
@@ -159,6 +161,7 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
         added=AddedPairs(added, **{field: tensors[f"added.{name}"] for name, field in ADDED_TENSORS.items()})
         if added
         else None,
+        sharing=tensors.get("sharing"),
     )
 
 

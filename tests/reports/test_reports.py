@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from viaticum.budgets import Ledger
 from viaticum.cli import app
+from viaticum.convex_hull import hull
 from viaticum.errors import DataError, InputError, ViaticumError
 from viaticum.jobs import ROWS, Call, Job, JobRow, read_rows, row_line
 from viaticum.outcomes import accuracy_interval, read_outcomes, write_outcomes
@@ -24,7 +25,7 @@ from viaticum.reports import build, read_numbers
 from viaticum.reports.chart_rendering import NARROW, WIDE
 from viaticum.reports.cost_accuracy_chart import cost_accuracy_chart
 from viaticum.reports.formatting import less_or_more, verdict
-from viaticum.reports.frontier import cost_at, hull
+from viaticum.reports.frontier import cost_at
 from viaticum.reports.intervals import GROUPS, grouped, mean, share
 from viaticum.reports.label_placement import Box, place_labels
 from viaticum.reports.numbers import RunNumbers

@@ -113,10 +113,33 @@ def test_evaluate_tells_what_a_batch_would_do_and_budgets_that_are_too_small(
     assert "pair costs here, tiny+direct" in shown.stderr
 
 
+def test_evaluate_draws_a_page_and_tells_the_area(fitted: Path, tmp_path: Path) -> None:
+    write_outcomes(tmp_path / "new.jsonl", outcomes(120, seed=5))
+    page = tmp_path / "page.html"
+    result = run_json("evaluate", fitted, tmp_path / "new.jsonl", "--page", page)
+    area = result["area"]
+    assert 0.3 < area["pairs"] < 1
+    assert area["router"] > area["pairs"], "plans and questions are worth something here"
+    assert area["low"] <= area["difference"] <= area["high"]
+    assert area["difference"] == pytest.approx(area["router"] - area["pairs"])
+    assert len(result["sweep"]) == 60
+    html = page.read_text(encoding="utf-8")
+    assert "<svg" in html
+    assert "a router evaluated" in html
+    for each in result["pairs"]:
+        assert each["pair"] in html
+    assert "mean accuracy over the logarithm of the cost" in run("evaluate", fitted, tmp_path / "new.jsonl")
+    for wrong in (("--refits", "2"), ("--leave-out", "dataset", "--page", page)):
+        with pytest.raises(InputError, match=r"leave (it|one of them) out"):
+            run("evaluate", fitted, tmp_path / "new.jsonl", *wrong)
+
+
 def test_evaluate_leaves_out_data_sets(fitted: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", fitted, tmp_path / "known.jsonl", "--leave-out")
     result = run_json(*arguments, "dataset", "--budget", "0.0002")
     assert [kind["dataset"] for kind in result["kinds"]] == ["games", "kin", "sums"]
+    (pooled,) = result["pooled"]
+    assert pooled["low_kinds"] < pooled["high_kinds"]
     shown = run(*arguments, "dataset", "--budget", "0.0002")
     assert "fitted without kin (80 questions)" in shown
     assert "all of these (240 questions)" in shown

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,7 @@ EXTRAS = {
     "postgres": ("psycopg", "ledgers in Postgres"),
     "ray": ("ray", "batches on several machines"),
 }
+RECENT_DAYS = 30  # for which a change of a model is shown
 SCARCE, LITTLE = 10**8, 5 * 10**9  # bytes free on a disk: too few for a ledger, too few for weights
 
 
@@ -92,6 +94,7 @@ def examine(ledger: str | None = None, catalogue: Path | None = None) -> Iterato
         "sandboxes": _sandboxes,
         "models": lambda: _models(catalogue),
         "ledger": lambda: _ledger(ledger),
+        "changes": lambda: _changes(ledger),
         "disk": lambda: _disk(ledger),
     }
     for name, check in checks.items():
@@ -240,6 +243,24 @@ def _ledger(where: str | None) -> Iterator[Finding]:
         f"{label}: {budgets} budgets" + (f", {unknown} calls of unknown cost" if unknown else ""),
         "viaticum budget reconcile settles them" if unknown else "",
     )
+
+
+def _changes(where: str | None) -> Iterator[Finding]:
+    """Models that were found to have changed since a router was fitted, in the last 30 days."""
+    from viaticum.agents.workflow.watched_router import current_changes
+    from viaticum.budgets import default_path
+
+    is_file = where is not None and "://" not in where and where != "memory:"
+    folder = Path(where).expanduser().parent if where is not None and is_file else default_path().parent
+    since = (datetime.now(UTC) - timedelta(days=RECENT_DAYS)).isoformat()
+    for change in current_changes(folder).values():
+        if change.at >= since:
+            yield Finding(
+                "changes",
+                "note",
+                f"{change.model} left its profile, noticed {change.at[:10]}: {change.why}",
+                "profile it again, then viaticum router fit; nothing to do where that has been done since",
+            )
 
 
 _LEDGER_ADVICE = "give it rights to write, or name another: --ledger, VIATICUM_LEDGER or VIATICUM_HOME"

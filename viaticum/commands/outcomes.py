@@ -145,13 +145,14 @@ def split(
     from viaticum.outcome_imports import unique
     from viaticum.routers.query.outcome_matrix import held_out as draw
     from viaticum.routers.query.outcome_matrix import near_duplicates
+    from viaticum.routers.query.shared_text import without_shared
 
     if not 0 < share < 1:
         raise InputError(f"--share is above 0 and below 1, got {share:g}")
     texts: dict[tuple[str, str], str] = {}
     for values in unique(_rows(tables), "last"):
         texts.setdefault(_key(values), values["question"])
-    groups = near_duplicates([text or " ".join(key) for key, text in texts.items()])
+    groups = near_duplicates(without_shared([text or " ".join(key) for key, text in texts.items()]))
     aside = {key for key, taken in zip(texts, draw(groups, share, seed), strict=True) if taken}
     if not aside or len(aside) == len(texts):
         raise DataError(

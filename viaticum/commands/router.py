@@ -7,7 +7,7 @@ Results go to stdout, progress to stderr. Errors and exit codes are in `viaticum
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,29 +15,20 @@ import typer
 
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.progress import ProgressBar
-from viaticum.commands.table import print_table, usd
+from viaticum.commands.router_arena import arena
+from viaticum.commands.router_evaluate import evaluate
+from viaticum.commands.router_inputs import Folder, Outcomes, Prices, descriptions, read_matrix
+from viaticum.commands.table import print_table
 from viaticum.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
-    from viaticum.routers.query.outcome_matrix import OutcomeMatrix
+    from viaticum.routers.query.change_detection import ModelChange
     from viaticum.routers.query.rtr import RTRRouter
-    from viaticum.types import Pair, Row
+    from viaticum.types import Row
 
 FEW_QUESTIONS = 100  # below which what a router gains is uncertain
 
 app = typer.Typer(no_args_is_help=True, help="Fit, evaluate and query the learned query router.")
-
-Folder = Annotated[Path, typer.Argument(help="The folder of a router.")]
-Outcomes = Annotated[
-    list[Path], typer.Argument(help="Outcome tables: .parquet or .jsonl, as `viaticum profile` writes them.")
-]
-Prices = Annotated[
-    Path | None,
-    typer.Option(
-        help='JSON: {"model": {"input": 0.5, "output": 1.5}}, dollars a million tokens; by default the costs '
-        "in the table."
-    ),
-]
 
 
 @app.command()
@@ -55,12 +46,12 @@ def fit(
     from viaticum.routers.query.fit import fit as run
     from viaticum.routers.query.parameters import RTRSettings
 
-    matrix = _matrix(outcomes, prices)
+    matrix = read_matrix(outcomes, prices)
     with ProgressBar("reading", lines=False) as bar:
         router = run(
             matrix,
-            Encoder(encoder),
-            _descriptions(catalogue, matrix.pairs),
+            Encoder(encoder, windows=True),
+            descriptions(catalogue, matrix.pairs),
             settings=RTRSettings(seed=seed),
             report=bar.report,
         )
@@ -88,91 +79,7 @@ def fit(
     typer.echo(f"router in {out}")
 
 
-@app.command()
-def evaluate(
-    folder: Folder,
-    outcomes: Outcomes,
-    prices: Prices = None,
-    budget: Annotated[
-        list[float] | None, typer.Option(help="Mean dollars a question; 0.0001 to 0.012 by default.", min=0.0)
-    ] = None,
-    leave_out: Annotated[
-        str | None,
-        typer.Option(
-            help="`dataset`: instead, fit anew without each data set of the table in turn and evaluate "
-            "there, beside the static mixture fitted on the same questions."
-        ),
-    ] = None,
-    as_json: JsonFlag = False,
-    catalogue: CatalogueFile = None,
-) -> None:
-    """Accuracy by mean cost on held-out questions, beside the best mixtures of single pairs.
-
-    Operating points are chosen from predictions; actual costs and correctness are read afterwards. "Paced" is
-    what a batch does with the same money: real costs correct its plan on the way.
-    """
-    from viaticum.budgets.paced_run import paced_choices
-    from viaticum.routers.query.evaluate import BUDGETS, MIDDLE_BUDGET
-    from viaticum.routers.query.evaluate import evaluate as run
-    from viaticum.routers.query.rtr import RTRRouter
-
-    router = RTRRouter.load(folder)
-    matrix = _matrix(outcomes, prices, router.pairs)
-    if leave_out is not None:
-        _evaluate_leaving_out(leave_out, router, matrix, budget or BUDGETS, catalogue, as_json)
-        return
-    result = run(router, matrix, budgets=budget or BUDGETS, paced=paced_choices)
-    if result["learned_from"]:
-        typer.echo(
-            f"warning: the router was fitted on {result['learned_from']} of the {result['questions']} "
-            "questions, so that these figures promise too much; evaluate on questions that it has not seen "
-            "(`viaticum outcomes split` keeps some aside)",
-            err=True,
-        )
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    rows = [
-        (
-            usd(point["budget"]),
-            f"{point['accuracy']:.1%}",
-            usd(point["cost"]),
-            f"{paced['accuracy']:.1%}",
-            usd(paced["cost"]),
-            "-" if hull["accuracy"] is None else f"{hull['accuracy']:.1%}",
-            "-" if gap["difference"] is None else _interval(gap),
-        )
-        for point, paced, hull, gap in zip(
-            result["curve"], result["paced"], result["hull"], result["curve_minus_hull"], strict=True
-        )
-    ]
-    columns = ("a question", "router", "spent", "paced", "spent, paced", "hull", "router - hull, 95%")
-    print_table(columns, rows, spare=("spent, paced", "paced"))
-    cheapest = result["cheapest"]
-    if cheapest["budgets_below"]:
-        typer.echo(
-            f"note: {', '.join(map(usd, cheapest['budgets_below']))} a question is less than the cheapest "
-            f"pair costs here, {cheapest['pair']} at {usd(cheapest['cost'])}; the router spends more than "
-            "that, and a batch skips questions",
-            err=True,
-        )
-    best = result["best_single"]
-    tied = f" (the cheapest of the most accurate: {', '.join(best['ties'])} too)" if best["ties"] else ""
-    typer.echo(
-        f"best single pair: {best['pair']}{tied}, {best['accuracy']:.1%} at {usd(best['cost'])}; reached at "
-        + _times(result["cost_at_best_single_accuracy"])
-        + ", 99% of it at "
-        + _times(result["cost_at_99_percent_of_it"])
-        + " its cost"
-    )
-    middle = sorted(budget)[len(budget) // 2] if budget else MIDDLE_BUDGET
-    covered = result["token_coverage_p90"]
-    tokens = "" if covered is None else f"tokens within p90 {covered:.1%}; "
-    typer.echo(
-        f"{result['questions']} questions; oracle {result['oracle']:.1%}; "
-        f"calibration error {result['ece']:.3f}; {tokens}"
-        f"most used pair has {result['largest_share']:.0%} of the calls at {usd(middle)}"
-    )
+app.command()(evaluate)
 
 
 @app.command()
@@ -187,6 +94,9 @@ def show(
     from viaticum.types import Query
 
     router, query = RTRRouter.load(folder), Query(question)
+    changes = _changes_of(router)
+    if changes:
+        router = router.with_changes(changes)
     rows, plans = list(router.table(query)), _frontier(router.plans_for(query))
     trust = float(router.predict_texts([question]).trust[0])
     if as_json:
@@ -202,7 +112,10 @@ def show(
             }
             for row in plans
         ]
-        typer.echo(json.dumps({"trust": trust, "table": table_rows, "plans": plan_rows}))
+        noted = {name: {**change.to_json(), "why": change.why} for name, change in changes.items()}
+        typer.echo(
+            json.dumps({"trust": trust, "table": table_rows, "plans": plan_rows, "changed_models": noted})
+        )
         return
     pairs = [
         (
@@ -224,6 +137,11 @@ def show(
     ]
     print_table(("plan", "right", "$ expected", "$ p90"), choices)
     typer.echo(f"\ntrust in this: {trust:.0%}; the rest comes from the means over all data sets")
+    for name, change in changes.items():
+        typer.echo(
+            f"{name} has changed, noticed {change.at[:10]}: {change.why}; it is trusted half as much until "
+            "it is profiled again and the router fitted with that"
+        )
 
 
 @app.command()
@@ -261,7 +179,7 @@ def add(
     matrix = OutcomeMatrix.from_outcomes(rows) if rows else None
     for pair in pairs:
         known = matrix if matrix is not None and pair in matrix.pairs else None
-        router = run(router, pair, _descriptions(catalogue, [pair]), dollars, known)
+        router = run(router, pair, descriptions(catalogue, [pair]), dollars, known)
     router.save(folder)
     if as_json:
         typer.echo(
@@ -289,14 +207,14 @@ def refit(
     from viaticum.routers.query.rtr import RTRRouter
 
     router = RTRRouter.load(folder)
-    known = _matrix(outcomes, prices)
+    known = read_matrix(outcomes, prices)
     with ProgressBar("reading", lines=False) as bar:
         result = run(
             router,
             known,
-            _matrix(live, prices, known.pairs, live=True),
+            read_matrix(live, prices, known.pairs, live=True),
             router.encoder,
-            _descriptions(catalogue, known.pairs),
+            descriptions(catalogue, known.pairs),
             report=bar.report,
         )
     if result.router is None:
@@ -319,55 +237,39 @@ def refit(
     )
 
 
-def _evaluate_leaving_out(
-    column: str,
-    router: RTRRouter,
-    matrix: OutcomeMatrix,
-    budgets: Sequence[float],
-    catalogue: Path | None,
-    as_json: bool,
+@app.command()
+def dismiss(
+    folder: Folder,
+    model: Annotated[str, typer.Argument(help="A model that is said to have changed.")],
+    as_json: JsonFlag = False,
 ) -> None:
+    """Take back that a model has changed: it is trusted as before, and watched anew from now on."""
+    from viaticum.agents.workflow.watched_router import append_change, now
+    from viaticum.budgets import default_path
     from viaticum.errors import UnknownName
-    from viaticum.routers.query.leave_out import evaluate_leaving_out
+    from viaticum.routers.query.change_detection import DISMISSED, ModelChange
+    from viaticum.routers.query.rtr import RTRRouter
 
-    if column != "dataset":
-        raise UnknownName("column to leave out by", column, ("dataset",))
-    with ProgressBar("reading", lines=False) as bar:
-        result = evaluate_leaving_out(
-            matrix,
-            router.encoder,
-            _descriptions(catalogue, matrix.pairs),
-            budgets=budgets,
-            settings=router.parameters.settings,
-            report=bar.report,
-        )
+    router = RTRRouter.load(folder)
+    changes = _changes_of(router)
+    if model not in changes:
+        raise UnknownName("model that has changed", model, sorted(changes))
+    append_change(default_path().parent, ModelChange(model, router.profiles()[model], now(), DISMISSED, 0))
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps({"dismissed": model}))
         return
-    parts = [
-        (f"fitted without {kind['dataset']}", kind["questions"], kind["points"]) for kind in result["kinds"]
-    ]
-    for title, questions, points in (*parts, ("all of these", result["questions"], result["pooled"])):
-        typer.echo(f"{title} ({questions} questions)")
-        rows = [
-            (
-                usd(point["budget"]),
-                f"{point['accuracy']:.1%}",
-                usd(point["cost"]),
-                f"{point['static_accuracy']:.1%}",
-                usd(point["static_cost"]),
-                _interval(point),
-            )
-            for point in points
-        ]
-        columns = ("a question", "router", "spent", "static", "spent, static", "router - static, 95%")
-        print_table(columns, rows, spare=("spent, static",))
-        typer.echo("")
+    typer.echo(f"{model} is trusted as before; it was: {changes[model].why}")
 
 
-def _interval(gap: Mapping[str, float]) -> str:
-    """A difference in points and its interval."""
-    return f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+app.command()(arena)
+
+
+def _changes_of(router: RTRRouter) -> dict[str, ModelChange]:
+    """Changes of its models since it was fitted, that were noticed in calls of the default ledger."""
+    from viaticum.agents.workflow.watched_router import current_changes
+    from viaticum.budgets import default_path
+
+    return current_changes(default_path().parent, router.profiles())
 
 
 def _tokens(row: Row, tokens: int) -> str:
@@ -381,28 +283,3 @@ def _frontier(rows: Iterable[Any]) -> list[Any]:
         if not frontier or row.accuracy > frontier[-1].accuracy:
             frontier.append(row)
     return frontier
-
-
-def _matrix(
-    paths: list[Path], prices: Path | None, pairs: tuple[Pair, ...] | None = None, *, live: bool = False
-) -> OutcomeMatrix:
-    from viaticum.outcomes import read_outcomes
-    from viaticum.routers.query.outcome_matrix import OutcomeMatrix, read_prices
-
-    return OutcomeMatrix.from_outcomes(
-        read_outcomes(*paths), read_prices(prices) if prices is not None else None, pairs, live=live
-    )
-
-
-def _descriptions(catalogue: Path | None, pairs: Iterable[Pair]) -> dict[str, str]:
-    """Of all models and the strategies of these pairs, among them those with a budget or samples."""
-    from viaticum import strategies
-    from viaticum.catalogue import Catalogue
-
-    models = {spec.name: spec.description for spec in Catalogue.load(catalogue).values()}
-    named = {pair.strategy for pair in pairs if strategies.is_known(pair.strategy)}
-    return models | {name: strategies.get(name).description for name in named}
-
-
-def _times(share: float | None) -> str:
-    return "no" if share is None else f"{share:.2f} times"

@@ -110,14 +110,14 @@ def tune(
         return
     from viaticum.agents.batch.tune_report import conclude
     from viaticum.agents.batch.tune_rounds import buy
-    from viaticum.commands.router import _descriptions
+    from viaticum.commands.router_inputs import descriptions
     from viaticum.routers.query.encoder import Encoder
 
     def drain(number: int) -> None:
         tuning.stop.set()
         sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
 
-    embed = Encoder(encoder)
+    embed = Encoder(encoder, windows=True)
     try:
         with ProgressBar("embedding questions") as bar, loading_shown():
             embeddings = embed([each.query.text for each in tuning.questions[: tuning.learning]]).numpy()
@@ -125,7 +125,7 @@ def tune(
                 bought = buy(tuning, forecast, embeddings, bar.report)
             if bought.stopped:
                 raise KeyboardInterrupt
-            texts = _descriptions(catalogue, tuning.pairs)
+            texts = descriptions(catalogue, tuning.pairs)
             found = conclude(bought, out, embed, texts, seed=seed, report=bar.report)
     except KeyboardInterrupt:
         sys.stderr.write("ended early; the same command goes on, and pays for nothing twice\n")

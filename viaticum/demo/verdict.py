@@ -11,8 +11,8 @@ from math import comb
 
 import numpy as np
 
+from viaticum.convex_hull import hull
 from viaticum.money import format_usd
-from viaticum.reports.frontier import hull
 
 CHANCE = 0.05  # at a higher probability a difference may be chance
 

@@ -92,6 +92,11 @@ def test_the_newest_calls_come_first(tmp_path: Path, where: str) -> None:
                 ledger.settle(f"{name}{n}", {"m": TokenCount(1, 1)}, json.dumps("no completion"))
         ledger.reserve("a", "open", {"m": TokenCount(1, 1)}, {}, unpriced=("m",))
         assert [hold.key for hold, _ in ledger.newest_calls(4)] == ["b2", "b1", "b0", "a2"]
+        posts = ledger.newest_posts(4)
+        assert [post.key for post in posts] == ["b2", "b1", "b0", "a2"]
+        assert [post.key for post in ledger.newest_posts(9, after=posts[2].id)] == ["b2", "b1"]
+        assert ledger.newest_posts(1, after=posts[1].id) == posts[:1]
+        assert ledger.newest_posts(9, after=posts[0].id) == []
         assert CallLatencies(ledger).of(Row(Pair("m", "cot"), 0.5, 1, 1, 1, 1)) is None
         ledger.void("open")
 
