@@ -47,9 +47,24 @@ async def _request(wrapped: Any, session: Any, args: Any, options: Any) -> Any:
         with sending(None, ()):
             return await wrapped(*args, **options)
     with sending(held, _NOT_SENT):
-        response = await wrapped(*args, **_limited(held, options))
+        try:
+            response = await wrapped(*args, **_limited(held, options))
+        except Exception as error:
+            if _is_refusal(error):
+                held.void()
+            raise
         await _settle(held, response)
     return response
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a session that raises for a status raised for one of an error."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        "ClientResponseError" in kinds
+        and "TooManyRedirects" not in kinds
+        and getattr(error, "status", 0) >= 400
+    )
 
 
 def _model_call(url: str, options: Mapping[str, Any]) -> ModelCall | None:

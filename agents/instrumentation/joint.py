@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -59,14 +59,22 @@ class JointPayer:
         self._both = outer, inner
 
     def with_scope(self, scope: ScopedPayer) -> Payer:
-        """These two and one more, of which each charges once what one of the others does not."""
-        for mine, other in (self._both, self._both[::-1]):
-            found = joined(mine, scope)
-            if found is mine:
-                return self
-            if found is scope:
-                return joined(other, scope)
-        return JointPayer(self, scope)
+        """These and one more, of which each charges once what none of the others does."""
+        payers = list(self._payers())
+        if any(is_within(scope) for each in payers if (is_within := getattr(each, "is_within", None))):
+            return self
+        found: Payer = scope
+        for each in reversed(payers):
+            if not scope.is_within(each):
+                found = JointPayer(each, found)
+        return found
+
+    def _payers(self) -> Iterator[Payer]:
+        for each in self._both:
+            if isinstance(each, JointPayer):
+                yield from each._payers()
+            else:
+                yield each
 
     def reserve(self, call: ModelCall) -> JointHold:
         """Reserve in both, with the limit of new tokens that both can pay for. Raises as they do."""

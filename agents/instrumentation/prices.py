@@ -45,6 +45,13 @@ _PROVIDERS = tuple(
     )
 )
 
+# Where a host names its region; "" for one whose region nobody can tell from it.
+_REGIONS = (
+    re.compile(r"^bedrock-runtime(?:-fips)?\.([a-z0-9-]+)\."),
+    re.compile(r"^([a-z0-9-]+)\.api\.openai\.com$"),
+    re.compile(r"()\.(?:openai|cognitiveservices)\.azure\.com$"),
+)
+
 
 class CallPrices:
     """Prices and counters of the models that requests name.
@@ -98,9 +105,14 @@ class CallPrices:
         return listed
 
     def labels(self, call: ModelCall) -> frozenset[str]:
-        """Where the data of a call goes, by the catalogue; no labels where it has no entry."""
+        """Where the data of a call goes, by the catalogue.
+
+        No labels where it has no entry, or one of another region than that of the host.
+        """
         spec = self._spec(call)
-        return frozenset() if spec is None else spec.labels
+        if spec is None or (spec.api_base is None and not _may_be_in(spec.region, call.host or "")):
+            return frozenset()
+        return spec.labels
 
     def _spec(self, call: ModelCall) -> ModelSpec | None:
         """The catalogue's entry of a call's model at its host."""
@@ -188,3 +200,9 @@ def _entry(host: str, model: str) -> Mapping[str, Any]:
     except MissingExtra:
         return {}
     return entry if provider in str(entry.get("litellm_provider")) else {}
+
+
+def _may_be_in(region: str | None, host: str) -> bool:
+    """Whether a host may be in a region, by its name: in "eu" is "eu-central-1" too."""
+    named = next((found[1] for pattern in _REGIONS if (found := pattern.search(host))), None)
+    return region is None or named is None or f"{named}-".startswith(f"{region}-")

@@ -34,7 +34,7 @@ from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerErro
 from viaticum.models.remote.prices import check_cache_writes
 from viaticum.models.remote.prompt_tokens import PromptRatio
 from viaticum.money import Price, as_price, format_usd, nanousd
-from viaticum.residency import ANY_LABEL, Only, checked_only
+from viaticum.residency import ANY_LABEL, NO_RESTRICTION, Only, Residency, checked_only
 from viaticum.types import TokenCount
 
 MAX_TOKENS = 8192  # new tokens of a call whose request sets no limit
@@ -69,9 +69,10 @@ class BudgetScope:
         image_tokens: int | None = None,
         holds: Literal["bound", "estimated"] = "bound",
         unheld: Unheld = "refuse",
+        residency: Residency = NO_RESTRICTION,
         parent: BudgetScope | None = None,
     ) -> None:
-        self.ledger, self.name = ledger, name
+        self.ledger, self.name, self.residency = ledger, name, residency
         self.calls: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.unheld: Counter[str] = Counter()
@@ -113,6 +114,9 @@ class BudgetScope:
             LedgerError: the ledger failed, or is in the memory of another process.
         """
         self._check_process()
+        labels = self._prices.labels(call)
+        if not self.residency.allows(labels):
+            raise self.residency.refusal({call.model: labels})
         price = self._prices.price(call)
         count = self._count or counter(call.host, call.model)
         check_cache_writes(call.body, price, call.model)
@@ -137,7 +141,7 @@ class BudgetScope:
                     tags={"model": call.model, "door": "http", "host": call.host or "-"},
                     dispatch=True,
                     hint="" if count else "no tokenizer is known, so every byte counts as a token",
-                    labels=self._prices.labels(call),
+                    labels=labels,
                 )
                 break
             except BudgetExceeded:
@@ -194,7 +198,8 @@ class BudgetScope:
 
         A budget that restricts where data may go refuses it always.
         """
-        is_refused = self._unheld == "refuse" or bool(self.ledger.residency(self.name))
+        is_restricted = bool(self.residency & self.ledger.residency(self.name))
+        is_refused = self._unheld == "refuse" or is_restricted
         with self._lock:
             (self.refused if is_refused else self.unheld)[what] += 1
         return is_refused
@@ -398,6 +403,7 @@ def paying_from(
     *,
     unpriced: Iterable[str] = (),
     count: Callable[[str], int] | None = None,
+    residency: Residency = NO_RESTRICTION,
 ) -> Callable[[], AbstractContextManager[None]]:
     """A function that makes contexts, in any number of threads and tasks, whose calls a budget pays for.
 
@@ -406,12 +412,12 @@ def paying_from(
     Args:
         ledger, name: of a budget that exists.
         prices, unpriced, count: as of `budget`.
+        residency: where data may go, beside what the budget says of it.
     """
     http_hooks.install()
     threads.install()
-    scope = BudgetScope(
-        ledger, name, prices=CallPrices(prices, Catalogue.load(), tuple(unpriced)), count=count
-    )
+    known = CallPrices(prices, Catalogue.load(), tuple(unpriced))
+    scope = BudgetScope(ledger, name, prices=known, count=count, residency=residency)
 
     def inside() -> AbstractContextManager[None]:
         return context.Inside(joined(context.current(), scope))

@@ -171,7 +171,12 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             from viaticum.agents.instrumentation.scope import paying_from
 
             self._inside_tool = paying_from(
-                self.ledger, self.budget_name, self.prices, unpriced=self.unpriced, count=count
+                self.ledger,
+                self.budget_name,
+                self.prices,
+                unpriced=self.unpriced,
+                count=count,
+                residency=self.residency,
             )
 
     def left(self) -> Budget:
@@ -394,10 +399,11 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         info = request.runtime.execution_info if request.runtime is not None else None
         if info is None or info.thread_id is None:
             raise decision_needed(asked) from error
+        self.deadlines.pause(request.state)
         decision = ask_person(asked)
         if decision.do == "raise":
             if isinstance(error, DeadlineExceeded):
-                self.deadlines.begin(request.state)
+                self.deadlines.begin(request.state, decision.by)
             else:
                 raise_limit(self.ledger, decision, asked)
             # Not asked again in this step, which runs from its start for each decision and would raise twice.

@@ -1,8 +1,9 @@
 """The deadline of an agent's whole run: what is left of it bounds each model call.
 
-A run's time begins with it, and anew in another process that goes on with it. A call in progress at its bound
-is left: an asynchronous one is cancelled, a synchronous one goes on in a thread of its own, unheard. Leaves
-out money, and what happens then (`viaticum.agents.integrations.middleware`).
+A run's time begins with it, and anew in another process that goes on with it; it stands still while a person
+is asked. A call in progress at its bound is left: an asynchronous one is cancelled, a synchronous one goes on
+in a thread of its own, unheard. Leaves out money, and what happens then
+(`viaticum.agents.integrations.middleware`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -32,6 +34,7 @@ class RunDeadlines:
 
     seconds: float | None
     _known: OrderedDict[str, Deadline] = field(default_factory=OrderedDict)
+    _left: dict[str, float] = field(default_factory=dict)  # seconds of runs in which a person is asked
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, state: Any) -> Deadline | None:
@@ -41,19 +44,32 @@ class RunDeadlines:
         if not run_of(state):  # it has not begun
             return Deadline.after(self.seconds)
         with self._lock:
-            found = self._known.setdefault(run_of(state), Deadline.after(self.seconds))
-            if len(self._known) > MOST_RUNS:
-                self._known.popitem(last=False)
+            left = self._left.pop(run_of(state), self.seconds)
+            found = self._known.setdefault(run_of(state), Deadline(self.seconds, time.time() + left))
+            while len(self._known) > MOST_RUNS:
+                self._left.pop(self._known.popitem(last=False)[0], None)
         return found
 
-    def begin(self, state: Any) -> Deadline | None:
-        """Let a run have all of its time from now on."""
+    def begin(self, state: Any, seconds: float | None = None) -> Deadline | None:
+        """Let a run have so many seconds from now on, by default all that a run has."""
         self.end(state)
+        if seconds is not None and run_of(state):
+            with self._lock:
+                self._left[run_of(state)] = seconds
         return self.of(state)
+
+    def pause(self, state: Any) -> None:
+        """Let a run's time stand still until it is asked for again: a person is asked meanwhile."""
+        with self._lock:
+            if (found := self._known.pop(run_of(state), None)) is not None:
+                self._left[run_of(state)] = found.left
+                while len(self._left) > MOST_RUNS:
+                    del self._left[next(iter(self._left))]
 
     def end(self, state: Any) -> None:
         with self._lock:
             self._known.pop(run_of(state), None)
+            self._left.pop(run_of(state), None)
 
 
 def call_until(

@@ -7,9 +7,10 @@ a decision that is carried out twice, because of a kill in between, raises the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from langgraph.types import interrupt
 
@@ -19,19 +20,19 @@ from viaticum.money import nanousd
 from viaticum.routers.query import PlanRow, Policy, choose_plan
 
 Do = Literal["raise", "cheaper", "finish", "stop"]
-FIELDS = {"do", "by", "by_nanousd", "by_tokens"}
+FIELDS = {"do", "by", "by_nanousd", "by_tokens", "by_seconds"}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """A person's decision.
 
-    by: the increase of the limit in the unit that is short (nano-dollars or tokens); 0 unless `do` is
+    by: the increase of the limit in the unit that is short: nano-dollars, tokens or seconds. 0 unless `do` is
     "raise".
     """
 
     do: Do
-    by: int = 0
+    by: float = 0
 
 
 def nanousd_left(lineage: Sequence[Budget]) -> int | None:
@@ -107,7 +108,8 @@ def ask_person(request: Mapping[str, Any]) -> Decision:
 def parse_decision(decision: object, request: Mapping[str, Any]) -> Decision:
     """Parse "raise" (by what is missing), "cheaper", "stop", or a dict {"do": ...}.
 
-    A raise may name its amount: {"do": "raise", "by": "0.05"} in dollars, or `by_nanousd`, or `by_tokens`.
+    A raise may name its amount: {"do": "raise", "by": "0.05"} in dollars, or `by_nanousd`, or `by_tokens`, or
+    `by_seconds` of a run whose time is over.
 
     Raises:
         InputError: this is no decision, or an option that the request does not offer.
@@ -121,23 +123,26 @@ def parse_decision(decision: object, request: Mapping[str, Any]) -> Decision:
     return Decision(given["do"], _amount(given, request) if given["do"] == "raise" else 0)
 
 
-def _amount(decision: Mapping[str, Any], request: Mapping[str, Any]) -> int:
-    names = [name for name in ("by", "by_nanousd", "by_tokens") if name in decision]
+def _amount(decision: Mapping[str, Any], request: Mapping[str, Any]) -> float:
+    names = [name for name in ("by", "by_nanousd", "by_tokens", "by_seconds") if name in decision]
     if not names:
-        return int(request["needed"] - request["left"])
-    unit = "tokens" if names[0] == "by_tokens" else "nanousd"
+        return cast("float", request["needed"] - request["left"])
+    unit = names[0].partition("_")[2] or "nanousd"
     if len(names) > 1 or unit != request["unit"]:
-        raise InputError(f"{request['unit']} are short; say one of by (dollars), by_nanousd or by_tokens")
+        raise InputError(
+            f"{request['unit']} are short; say one of by (dollars), by_nanousd, by_tokens or by_seconds"
+        )
     amount = decision[names[0]]
     by = nanousd(amount) if names[0] == "by" else amount
-    if not isinstance(by, int) or isinstance(by, bool) or by <= 0:
+    kinds = (int, float) if unit == "seconds" else (int,)
+    if not isinstance(by, kinds) or isinstance(by, bool) or not 0 < by < math.inf:
         raise InputError(f"a limit is raised by an amount above zero, got {amount!r}")
     return by
 
 
 def raise_limit(ledger: Ledger, decision: Decision, request: Mapping[str, Any]) -> None:
     """Set the limit at the time of the request plus the increase, unless it is higher already."""
-    scope, limit = ledger.budget(request["budget"]), request["limit"] + decision.by
+    scope, limit = ledger.budget(request["budget"]), request["limit"] + int(decision.by)
     if request["unit"] == "tokens":
         ledger.set_limit(scope.name, limit_tokens=max(scope.limit_tokens or 0, limit))
     else:

@@ -393,6 +393,29 @@ def test_a_tool_s_call_that_does_not_fit_is_an_error_of_the_tool(server: FormsSe
     assert check_held(server, budget) == 2
 
 
+def test_what_tools_call_goes_no_further_than_the_agent(server: FormsServer) -> None:
+    worker = create_agent(model_of(server, "worker"), [add])
+
+    @tool
+    def task(what: str) -> str:
+        """Have a worker do a task."""
+        try:
+            return str(worker.invoke({"messages": [HumanMessage(what)]})["messages"][-1].text)
+        except openai.APIStatusError as error:
+            return f"status {error.status_code}"
+
+    server.reply = lambda body: (
+        says("Done.") if body["messages"][-1]["role"] == "tool" else calls(("task", {"what": "a"}))
+    )
+    labels = {"planner": {"eu"}}
+    given: dict[str, Any] = {"prices": PRICES, "max_tokens": 64, "hold_tools": True}
+    budget = BudgetMiddleware("1", only="eu", labels=labels, **given)
+    agent = create_agent(model_of(server, "planner"), [task], middleware=[budget])
+    messages = agent.invoke({"messages": [HumanMessage("Go.")]})["messages"]
+    assert [each.text for each in messages if isinstance(each, ToolMessage)] == ["status 403"]
+    assert {body["model"] for _, body in server.calls} == {"planner"}
+
+
 def test_a_budget_is_charged_once_and_never_left_out() -> None:
     """A budget in the lineage of another is paid through it; what two pay for has no third beside them."""
     with Ledger("memory:") as ledger:
@@ -410,3 +433,19 @@ def test_a_budget_is_charged_once_and_never_left_out() -> None:
         assert ledger.budget("kid").posted_nanousd == 4 * 10**8
         assert ledger.budget("agent").posted_nanousd == 8 * 10**8
         assert ledger.check() == []
+
+
+def test_three_ledgers_pay_once_for_what_a_scope_below_one_of_them_pays() -> None:
+    ledgers = [Ledger("memory:") for _ in range(3)]
+    for each in ledgers:
+        each.create("agent", limit_nanousd=10**9)
+    ledgers[0].create("kid", limit_nanousd=10**9, parent="agent")
+    inside = [paying_from(each, "agent", {}) for each in ledgers]
+    priced = viaticum.priced("0.1")(lambda: None)
+    with inside[0](), inside[1](), inside[2](), paying_from(ledgers[0], "kid", {})():
+        priced()
+    posted = [each.budget("agent").posted_nanousd for each in ledgers]
+    assert posted == [10**8] * 3
+    assert ledgers[0].budget("kid").posted_nanousd == 10**8
+    for each in ledgers:
+        each.close()

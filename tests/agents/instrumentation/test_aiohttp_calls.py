@@ -123,14 +123,17 @@ async def test_what_does_not_fit_is_not_sent(server: FormsServer) -> None:
 
 
 async def test_a_call_that_fails_is_free(server: FormsServer) -> None:
-    server.script = [503]
+    server.script = [503, 429]
     with viaticum.budget("1", prices=PRICES) as budget:
         async with aiohttp.ClientSession() as session:
-            assert (await session.post(url_of(server, "generateContent"), json=GEMINI)).status == 503
+            async with session.post(url_of(server, "generateContent"), json=GEMINI) as response:
+                assert response.status == 503
+            with pytest.raises(aiohttp.ClientResponseError):
+                await session.post(url_of(server, "generateContent"), json=GEMINI, raise_for_status=True)
             with pytest.raises(aiohttp.ClientConnectorError):
                 await session.post("http://127.0.0.1:9/v1beta/models/small:generateContent", json=GEMINI)
     assert (budget.left().posted_nanousd, budget.left().held_nanousd) == (0, 0)
-    assert budget.calls.total() == 2
+    assert budget.calls.total() == 3
 
 
 @pytest.mark.parametrize("way", ["closed", "block"])

@@ -15,8 +15,10 @@ from langchain.agents import create_agent
 from langchain_openai import ChatOpenAI
 
 import viaticum
-from viaticum.agents.instrumentation.requests import may_cost, model_call
+from viaticum.agents.instrumentation.prices import CallPrices
+from viaticum.agents.instrumentation.requests import ModelCall, may_cost, model_call
 from viaticum.agents.instrumentation.usage import UsageReader
+from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.models.remote.request import load_litellm
 
 PRICES = {"small": ("1", "2")}
@@ -177,3 +179,26 @@ def test_azures_deployment_is_its_model() -> None:
         "me.openai.azure.com",
         "max_completion_tokens",
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "host", "labels"),
+    [
+        ({"litellm_model": "bedrock/nova"}, "bedrock-runtime.eu-central-1.amazonaws.com", {"eu"}),
+        ({"litellm_model": "bedrock/nova"}, "bedrock-runtime-fips.us-east-1.amazonaws.com", set()),
+        ({"litellm_model": "openai/nova"}, "api.openai.com", {"eu"}),
+        ({"litellm_model": "openai/nova"}, "eu.api.openai.com", {"eu"}),
+        ({"litellm_model": "openai/nova"}, "us.api.openai.com", set()),
+        ({"litellm_model": "azure/nova"}, "somewhere.openai.azure.com", set()),
+        (
+            {"litellm_model": "azure/nova", "api_base": "https://somewhere.openai.azure.com"},
+            "somewhere.openai.azure.com",
+            {"eu"},
+        ),
+    ],
+)
+def test_a_region_is_that_of_the_host(entry: dict[str, str], host: str, labels: set[str]) -> None:
+    shared = {"description": "x", "kind": "remote", "context_length": 1000, "region": "eu"}
+    spec = ModelSpec.model_validate({"name": "nova", "input_price": 1, "output_price": 1, **shared, **entry})
+    prices = CallPrices({}, Catalogue([spec]), ())
+    assert prices.labels(ModelCall("chat", host, "nova", {}, None, False)) == labels

@@ -173,6 +173,34 @@ async def test_a_person_gives_the_run_its_time_once_more(ledger: Ledger) -> None
     assert out["messages"][-1].content == "done"
 
 
+@pytest.mark.parametrize("answer", [{"do": "raise", "by_seconds": 0.2}, {"do": "raise", "by_seconds": 30}])
+async def test_a_person_says_how_many_seconds(ledger: Ledger, answer: dict[str, Any]) -> None:
+    worker = fake(says("thinking", call(1, a=1, b=2)), says("done"), model="worker")
+    budget = middleware(ledger, max_seconds=0.2, on_cap="ask")
+    agent = create_agent(worker, [nap], middleware=[budget], checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "t"}}
+    agent.invoke({"messages": [("user", "go")]}, config)
+    for wrong in ({"do": "raise", "by": "0.05"}, {"do": "raise", "by_seconds": -1}):
+        out = agent.invoke(Command(resume=wrong), config)
+        assert out["__interrupt__"][0].value["problem"]
+    out = agent.invoke(Command(resume=answer), config)
+    assert out["messages"][-1].content == "done"
+
+
+async def test_the_time_of_a_run_stands_still_while_a_person_is_asked_about_money(ledger: Ledger) -> None:
+    worker = fake(says("done"), model="worker")
+    given: dict[str, Any] = {"ledger": ledger, "budget_name": "short", "max_seconds": 0.5, "on_cap": "ask"}
+    budget = BudgetMiddleware("0.000000001", prices=PRICES, max_tokens=100, **given)
+    agent = create_agent(worker, [], middleware=[budget], checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "t"}}
+    out = agent.invoke({"messages": [("user", "go")]}, config)
+    assert out["__interrupt__"][0].value["unit"] == "nanousd"
+    time.sleep(0.7)
+    out = agent.invoke(Command(resume="raise"), config)
+    assert out["messages"][-1].content == "done", "the decision was about money, and is carried out"
+    assert (ledger.budget("short").limit_nanousd or 0) > 1
+
+
 async def test_without_a_checkpointer_the_question_is_an_error(ledger: Ledger) -> None:
     worker = fake(says("thinking", call(1, a=1, b=2)), model="worker")
     budget = middleware(ledger, max_seconds=0.2, on_cap="ask")
