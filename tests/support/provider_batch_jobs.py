@@ -35,6 +35,7 @@ from viaticum.jobs import Job, JobRow, read_rows
 from viaticum.models.base import Generation
 from viaticum.models.remote.batch_anthropic import AnthropicBatches
 from viaticum.models.remote.batch_api import BatchAPI
+from viaticum.models.remote.batch_endpoints import open_batch_api
 from viaticum.models.remote.batch_lines import request_body
 from viaticum.models.remote.batch_openai import OpenAIBatches
 from viaticum.models.remote.model import RemoteModel
@@ -228,6 +229,7 @@ def serve() -> None:
     for form in ("openai", "anthropic"):  # loads what LiteLLM loads at a first call: the forks have it
         model = RemoteModel(specs("http://127.0.0.1:9", form)[0])
         request_body(model, [{"role": "user", "content": "What is 1 + 2?"}], Generation(1))
+        open_batch_api(model.spec).close()
     hurry()
     for line in sys.stdin:
         folder, url, form, point, occurrence = json.loads(line)
