@@ -22,6 +22,7 @@ from viaticum.errors import BudgetExceeded, InputError
 from viaticum.generation import GenerationSettings
 from viaticum.messages import images_in
 from viaticum.models.remote.prices import thinks_by_default
+from viaticum.residency import Residency
 from viaticum.routers.query import Policy, QueryRouter, choose
 from viaticum.routers.query.limits import Limit, limit_table
 from viaticum.shadow_samples import GivenAnswer
@@ -222,6 +223,7 @@ def offer_chat(
     request: str,
     messages: Sequence[Message],
     live: GivenAnswer,
+    residency: Residency,
     ask: Callable[[str, str, str], GivenAnswer],
 ) -> None:
     """Offer a finished chat for a shadow call (`viaticum.agents.workflow.shadow`).
@@ -229,6 +231,7 @@ def offer_chat(
     Args:
         request: id of the request.
         live: its answer.
+        residency: where its data may go, by the request and the budget that paid for it.
         ask: makes the chat once more, given the model, the scope that pays and the ledger key.
     """
     if client.shadow is None:
@@ -236,7 +239,7 @@ def offer_chat(
     name, _ = split_model(client.shadow.sampling.model)
     texts = [message["content"] for message in messages if message["role"] == "user"]
     text = texts[-1] if texts else ""
-    client.shadow.offer_chat(request, text, live, lambda scope, key: ask(name, scope, key))
+    client.shadow.offer_chat(request, text, live, residency, lambda scope, key: ask(name, scope, key))
 
 
 def given_answer(

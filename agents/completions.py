@@ -204,8 +204,12 @@ def count_prompt(client: Viaticum, request: CompletionRequest) -> int:
 
 def _restricted(client: Viaticum, request: CompletionRequest) -> Viaticum:
     """The client under the restrictions of the request and of the budget that pays."""
-    residency = request.residency & client.ledger.residency(request.scope)
+    residency = _residency(client, request)
     return client.derive(residency=residency) if residency else client
+
+
+def _residency(client: Viaticum, request: CompletionRequest) -> Residency:
+    return request.residency & client.ledger.residency(request.scope)
 
 
 def _checked(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
@@ -282,7 +286,8 @@ def _offer_chat(client: Viaticum, request: CompletionRequest, done: CompletionFi
         assert isinstance(last, CompletionFinished)
         return _as_given(last)
 
-    offer_chat(client, request.key, request.messages, _as_given(done), ask)
+    live = _as_given(done)
+    offer_chat(client, request.key, request.messages, live, _residency(client, request), ask)
 
 
 def _as_given(done: CompletionFinished) -> GivenAnswer:

@@ -17,7 +17,6 @@ from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.shadow import Sampled, ShadowSampler
 from viaticum.generation import NO_SETTINGS
 from viaticum.jobs import JobRow
-from viaticum.residency import NO_RESTRICTION
 from viaticum.routers.query import DEFAULT_POLICY, parse_policy
 from viaticum.shadow_samples import SHADOWS, GivenAnswer, read_samples
 
@@ -39,12 +38,13 @@ def sampled_rows(
     """The rows that are asked again, and are not yet.
 
     Args:
-        job: name of the job, which is part of the ids.
+        job: name of the job and of its budget, which is part of the ids.
         policy: chooses the strategy of a model; of a paced job the usual policy does.
         rows: of the input, in order.
         ended: what became of them, in order.
     """
     done = _done(sampler.path)
+    residency = sampler.resources.ledger.residency(job)
     results = iter(ended)
     result = next(results, None)
     chosen = parse_policy(DEFAULT_POLICY if policy == PACED else policy)
@@ -60,7 +60,7 @@ def sampled_rows(
             settings = NO_SETTINGS if row.overrides is None else row.overrides.settings
             live = GivenAnswer(result.pair, result.answer, result.cost_nanousd, result.seconds)
             routes = tuple(call.pair for call in result.calls)
-            yield Sampled(name, row.query, live, routes, chosen, settings, NO_RESTRICTION, row.accepted)
+            yield Sampled(name, row.query, live, routes, chosen, settings, residency, row.accepted)
 
 
 def ask_again(sampled: Iterable[Sampled], sampler: ShadowSampler, is_over: Callable[[], bool]) -> None:

@@ -46,7 +46,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.questions import digest_of
-from viaticum.residency import NO_RESTRICTION, Residency
+from viaticum.residency import Residency
 from viaticum.routers.query import Policy, as_policy, choose_plan
 from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
@@ -69,6 +69,7 @@ class Sampled:
         id: of the request.
         live: the answer that its caller got.
         routes: the pairs that were called for it, as model+strategy.
+        residency: where its data may go: the restrictions of the answer and of the budget that paid.
         golds: accepted answers, none where they are not known.
         ask: makes the call of a chat, which no strategy reads, given the scope that pays and its ledger key;
             None for a question of the workflow.
@@ -161,14 +162,22 @@ class ShadowSampler:
                     routes,
                     as_policy(given.policy if given.policy is not None else resources.policy),
                     settings_of(state),
-                    resources.residency & residency_of(state) & Residency.of(given.only),
+                    resources.residency
+                    & residency_of(state)
+                    & Residency.of(given.only)
+                    & resources.ledger.residency(given.budget or resources.budget),
                 )
             )
         except Exception:
             _log.exception("a question was not sampled")
 
     def offer_chat(
-        self, request: str, text: str, live: GivenAnswer, ask: Callable[[str, str], GivenAnswer]
+        self,
+        request: str,
+        text: str,
+        live: GivenAnswer,
+        residency: Residency,
+        ask: Callable[[str, str], GivenAnswer],
     ) -> None:
         """The same of a plain chat with tools or a schema, if it is sampled.
 
@@ -176,13 +185,13 @@ class ShadowSampler:
             request: its id.
             text: the last one of its user.
             live: its answer, as a digest of what the model wrote and called; the pair is the model.
-            ask: see `Sampled`.
+            residency, ask: see `Sampled`.
         """
         if self.sampling.is_sampled(request):
             query = Query(text.strip() or "-", "text")
             policy = self.resources.policy
             routes = (live.pair,)
-            self.put(Sampled(request, query, live, routes, policy, NO_SETTINGS, NO_RESTRICTION, ask=ask))
+            self.put(Sampled(request, query, live, routes, policy, NO_SETTINGS, residency, ask=ask))
 
     def put(self, sampled: Sampled) -> None:
         """Queue a question. One that has no room is recorded as not asked."""
@@ -267,6 +276,7 @@ class ShadowSampler:
     def _answer(self, sampled: Sampled, run: StoppableRun) -> GivenAnswer:
         """What the model answers that is always asked."""
         model, strategy = split_model(self.sampling.model)
+        self._check_allowed(sampled, model)
         if sampled.ask is not None:
             is_same = sampled.live.pair == model
             return sampled.live if is_same else sampled.ask(self.scope, f"{self._run_of(sampled)}/0")
@@ -291,6 +301,13 @@ class ShadowSampler:
             values = chunk
         pair = values["routes"][-1]["pair"] if values["routes"] else ""
         return GivenAnswer(pair, values["value"], values["cost"], values["seconds"])
+
+    def _check_allowed(self, sampled: Sampled, model: str) -> None:
+        """Raises `ModelNotAllowed`. The scope of the shadow calls itself refuses no model."""
+        residency = self.resources.residency & sampled.residency
+        labels = self.resources.labels(model)
+        if not residency.allows(labels):
+            raise residency.refusal({model: labels})
 
     @staticmethod
     def _is_same_call(sampled: Sampled, resources: WorkflowResources) -> bool:
@@ -326,6 +343,7 @@ class ShadowSampler:
         if given.answer is None:
             return replace(given, correct=False)
         assert self.sampling.judge is not None
+        self._check_allowed(sampled, self.sampling.judge)
         resources = restricted(self.resources, sampled.residency)
         judge = Pair(self.sampling.judge, "chat")
         prompt = Query(rubric_prompt(sampled.query.text, given.answer))

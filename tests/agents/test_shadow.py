@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_jobs import CHEAP, EXPENSIVE, models, says_odd, two_plans_router, write_questions
+from batch_jobs import CHEAP, EXPENSIVE, models, two_plans_router, write_questions
 from openai_server import OpenAIServer, running_server, spec_for
 from typer.testing import CliRunner
 from viaticum_server import chat_body, serving, wait_until
@@ -43,8 +43,8 @@ def question(number: int) -> str:
 def opened(folder: Path, shadow: ShadowSampling | None = ALL, **settings: Any) -> Viaticum:
     given = settings.pop("models", None) or models()
     return Viaticum(
-        "1",
-        budget_name="live",
+        settings.pop("budget", "1"),
+        budget_name=settings.pop("budget_name", "live"),
         folder=folder,
         models=given,
         router=two_plans_router(),
@@ -160,18 +160,40 @@ def test_a_model_that_fails_is_recorded_and_the_answer_stands(tmp_path: Path) ->
     assert "it broke" in sample.reason
 
 
-def test_a_question_goes_nowhere_that_its_data_may_not(tmp_path: Path) -> None:
-    given = models()
-    far = given["expensive"].spec.model_copy(update={"tags": ("far",)})
-    near = given["cheap"].spec.model_copy(update={"tags": ("near",)})
-    given["expensive"] = ScriptedModel("The answer is 5.", spec=far)
-    given["cheap"] = ScriptedModel(says_odd, spec=near)
-    with opened(tmp_path, models=given) as viaticum:
-        viaticum.solve(question(3), allowance=Allowance(only="near"))
+def labelled(**tags: str) -> dict[str, ScriptedModel]:
+    """The models, and a judge, each with a tag."""
+    given = models() | {"judge": ScriptedModel("RIGHT", name="judge")}
+    for name, tag in tags.items():
+        given[name].spec = given[name].spec.model_copy(update={"tags": (tag,)})
+    return given
+
+
+@pytest.mark.parametrize("restricts", ["question", "its budget", "the budget of all"])
+def test_a_question_goes_nowhere_that_its_data_may_not(tmp_path: Path, restricts: str) -> None:
+    given = labelled(expensive="far", cheap="near")
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ledger.create("patients", limit_nanousd=10**9, only="near")
+    settings: dict[str, Any] = {"models": given}
+    if restricts == "the budget of all":
+        settings |= {"budget": None, "budget_name": "patients"}
+    allowance = {"question": Allowance(only="near"), "its budget": Allowance(budget="patients")}
+    with opened(tmp_path, **settings) as viaticum:
+        viaticum.solve(question(3), allowance=allowance.get(restricts))
         assert viaticum.wait_for_shadows(30)
     assert given["expensive"].calls == []
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert "near" in sample.reason
+
+
+def test_the_judge_is_restricted_too(tmp_path: Path) -> None:
+    given = labelled(expensive="near", cheap="near", judge="far")
+    with opened(tmp_path, ShadowSampling("expensive", 1.0, "1", judge="judge"), models=given) as viaticum:
+        viaticum.ledger.create("patients", parent="live", only="near")
+        viaticum.solve(question(4), kind="number", allowance=Allowance(budget="patients"))
+        assert viaticum.wait_for_shadows(30)
+    assert given["judge"].calls == []
+    (sample,) = read_samples(tmp_path / SHADOWS)
+    assert (sample.equal, sample.by) == (False, "")
 
 
 def test_a_call_that_would_be_the_same_is_not_paid_twice(tmp_path: Path) -> None:
@@ -265,6 +287,23 @@ def test_a_chat_with_tools_is_compared_by_what_it_costs_and_calls(tmp_path: Path
     assert spent == sum(each.shadow.cost_nanousd for each in samples.values() if each.shadow) > 0
     (numbers,) = read_shadow_numbers(tmp_path / SHADOWS)
     assert dict(numbers.by) == {"agreement": 1, "nobody": 1}
+
+
+def test_a_chat_goes_nowhere_that_its_budget_may_not(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    table = RoutingTable((Row(Pair("near", "direct"), 0.9, 20, 30, 10, 20),))
+    with running_server() as near, running_server() as far:
+        specs = [spec_for(server, name=name, tags=(name,)) for server, name in ((near, "near"), (far, "far"))]
+        settings: dict[str, Any] = {"catalogue": Catalogue(specs), "router": StaticRouter(table)}
+        with Viaticum("1", folder=tmp_path, shadow=ShadowSampling("far", 1.0, "1"), **settings) as viaticum:
+            viaticum.ledger.create("patients", parent=viaticum.budget_name, only="near")
+            asked: Any = [{"role": "user", "content": "hi"}]
+            request = CompletionRequest("auto", asked, "patients", "k", extra={"tools": [tool]})
+            list(complete(viaticum, request, CancellationToken()))
+            assert viaticum.wait_for_shadows(30)
+        assert (len(near.requests), len(far.requests)) == (1, 0)
+    (sample,) = read_samples(tmp_path / SHADOWS)
+    assert "near" in sample.reason
 
 
 def batch(folder: Path, **settings: Any) -> Any:
