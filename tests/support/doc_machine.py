@@ -8,7 +8,9 @@ the address of a provider on loopback.
 from __future__ import annotations
 
 import atexit
+import json
 import os
+import random
 import re
 import shlex
 import socket
@@ -128,14 +130,7 @@ def arrive(home: Path, machine: Path, provider: str, key: str) -> dict[str, str]
     """
     for name in ("examples", "constraints.txt", "constraints-cuda.txt"):
         (home / name).symlink_to(ROOT / name)
-    (home / "QUESTIONS.csv").write_text(
-        "question,answer\n" + "".join(f"What is {n} + {72 - n}?,72\n" for n in range(60))
-    )
-    (home / "QUESTIONS.jsonl").write_text(
-        "".join(
-            f'{{"id": "q{n}", "question": "What is {n} + {72 - n}?", "answer": "72"}}\n' for n in range(6)
-        )
-    )
+    write_questions(home)
     settings = home / "config" / "viaticum"
     settings.mkdir(parents=True)
     sources = dict.fromkeys(LOCAL, "talking") | {"all-minilm-l6-v2": "encoder"}
@@ -158,6 +153,27 @@ def arrive(home: Path, machine: Path, provider: str, key: str) -> dict[str, str]
         "DOC_MACHINE": str(machine),
         "DOC_PORT": str(free_port()),
     }
+
+
+def write_questions(folder: Path, count: int = 60) -> None:
+    """Questions of two kinds: the local models' sentence is right on one, the provider's on the other."""
+    rng = random.Random(3)
+
+    def name() -> str:
+        return "".join(
+            rng.choice(["ba", "ri", "to", "mel", "su", "ka", "no", "lin"]) for _ in range(3)
+        ).title()
+
+    rows = []
+    for number in range(count):
+        if number % 2:
+            asked, answer = f"{name()} has {number} apples and {name()} {72 - number}. How many in all?", "72"
+        else:
+            asked, answer = f"Which number did {name()} tell {name()} to multiply {name()} by?", "391"
+        rows.append({"id": f"q{number}", "question": asked, "answer": answer})
+    (folder / "QUESTIONS.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:6]))
+    lines = [f"{row['question']},{row['answer']}" for row in rows]
+    (folder / "QUESTIONS.csv").write_text("\n".join(["question,answer", *lines, ""]))
 
 
 def write_talking_model(folder: Path, sentence: tuple[str, ...]) -> None:
