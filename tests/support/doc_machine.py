@@ -171,7 +171,7 @@ def write_questions(folder: Path, count: int = 60) -> None:
         else:
             asked, answer = f"Which number did {name()} tell {name()} to multiply {name()} by?", "391"
         rows.append({"id": f"q{number}", "question": asked, "answer": answer})
-    (folder / "QUESTIONS.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:6]))
+    (folder / "QUESTIONS.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:2]))
     lines = [f"{row['question']},{row['answer']}" for row in rows]
     (folder / "QUESTIONS.csv").write_text("\n".join(["question,answer", *lines, ""]))
 
