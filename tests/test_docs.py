@@ -29,15 +29,14 @@ PAGES = [page for page in sorted(DOCS.glob("**/*.md")) if page.name not in MADE]
 READ = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PATIENCE = 500  # seconds for a page: mostly 10 to 60, several times that on busy cores
 TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials" or page.name == "index.md"]
-# Of other programs and of this project's benchmarks.
-NOT_OURS = (
-    "viaticum.apply_calls",
-    "viaticum.reason",
-    "viaticum.cost",
-    "viaticum.answers",
-)  # of SQL, of spans
-FOREIGN = ("--max-logprobs", "--log_samples", "--output", "--security-opt", "--fit")
-FOREIGN += ("--stop-timeout", "--read-only")
+NOT_OURS = ("viaticum.apply_calls", "viaticum.reason", "viaticum.cost", "viaticum.answers")  # SQL, spans
+# Options of other programs, and of this project's benchmarks.
+FOREIGN = {"--max-logprobs", "--log_samples", "--output", "--security-opt", "--stop-timeout", "--read-only"}
+FOREIGN |= {
+    found
+    for file in (ROOT / "benchmarks").glob("*.py")
+    for found in re.findall(r"\"(--[a-z-]+)\"", file.read_text(encoding="utf-8"))
+}
 
 
 def named(page: Path) -> str:
