@@ -162,5 +162,6 @@ async def test_what_is_no_known_call_is_told_as_before(server: FormsServer) -> N
             with pytest.raises(ConnectionError, match="aiohttp cannot be held"):
                 await session.post("https://api.openai.com/v1/images/generations", json={"prompt": "x"})
             form = aiohttp.FormData({"a": "b"})
-            await session.post(f"{server.url}/v1/chat/completions", data=form)
+            async with session.post(f"{server.url}/v1/chat/completions", data=form):
+                pass
     assert budget.calls.total() == 0
