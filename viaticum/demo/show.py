@@ -24,6 +24,7 @@ from viaticum.demo.screen import Screen, open_in_browser
 from viaticum.demo.verdict import Score, verdict
 from viaticum.errors import InputError, MissingExtra, SandboxError, WeightsError, one_line
 from viaticum.files import atomic_write, write_jsonl
+from viaticum.generation import GenerationSettings
 from viaticum.models.base import Generation
 from viaticum.money import format_usd, nanousd
 from viaticum.questions import Question
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
 
 WAVE = 8  # questions that a lane answers at once, before the next lane has its turn
+MAX_TOKENS = 256  # of an answer in every lane: a text that goes round in circles keeps a whole wave waiting
 SHORT = 0.5  # money of the interrupted job, as a share of what the routed lane spent
 WARM_UP = Query("How many legs do six spiders have together?", "number")
 
@@ -183,6 +185,7 @@ class Demo:
             router=self.settings.router,
             concurrency=WAVE,
             slots=WAVE,
+            generation=GenerationSettings(max_new_tokens=MAX_TOKENS),
         )
 
     def _set_up(self, client: Viaticum) -> None:
@@ -281,6 +284,7 @@ class Demo:
     def _batch_options(self) -> list[str]:
         router, catalogue = self.settings.router, self.settings.catalogue
         return [
+            *("--max-tokens", str(MAX_TOKENS)),
             *(() if router is None else ("--router", str(router))),
             *(() if catalogue is None else ("--catalogue", str(catalogue))),
         ]
