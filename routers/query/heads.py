@@ -121,7 +121,9 @@ class NeighboursHead:
         """Weighted sums of rows of `values` [N, M]; for many questions as one dense matrix product."""
         if len(indices) < DENSE_FROM:
             return torch.einsum("nk,nkm->nm", weights, values[indices])
-        return torch.zeros(len(indices), len(values)).scatter_(1, indices, weights) @ values
+        return (
+            torch.zeros(len(indices), len(values), dtype=weights.dtype).scatter_(1, indices, weights) @ values
+        )
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Log-odds [N, M]."""

@@ -206,7 +206,7 @@ class RTRRouter(QueryRouter):
         fitted = self.parameters.tokens
         if fitted is None:
             tokens = (dual + self.parameters.token_offsets).exp()
-            prompt = nearby = torch.zeros(dual.shape[:2])
+            prompt = nearby = torch.zeros(dual.shape[:2], dtype=dual.dtype)
         else:
             near = self._lengths.mean(cosines, indices)
             lengths = None if texts is None else log_characters(texts)
@@ -310,7 +310,9 @@ class RTRRouter(QueryRouter):
         known = self.parameters.cost[prediction.indices[0]] + prediction.more_prompt[0]
         if self._adjusted is not None:
             known = known * self._adjusted.cost[: known.shape[1]]
-        quantiles = torch.nanquantile(known, torch.tensor(QUANTILES), dim=0).nan_to_num(0.0).T.tolist()
+        # Not the default dtype, which another thread changes while it loads weights.
+        levels = torch.tensor(QUANTILES, dtype=known.dtype)
+        quantiles = torch.nanquantile(known, levels, dim=0).nan_to_num(0.0).T.tolist()
         rows = []
         for column, plan in enumerate(self.plans):
             accuracy, mean = (float(each[0, column]) for each in (prediction.accuracy, prediction.cost))

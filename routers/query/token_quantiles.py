@@ -66,7 +66,7 @@ class TokenQuantiles:
     def growth(self, log_chars: Tensor, to: Tensor | None) -> Tensor:
         """By how much tokens grow from questions of one length [N] to another; 0: not at all [N, P]."""
         if to is None:
-            return torch.zeros(len(log_chars), len(self.weights))
+            return torch.zeros(len(log_chars), len(self.weights), dtype=torch.float32)
         _, least, largest = self.lengths.tolist()
         longer = to.clamp(least, largest) - log_chars.clamp(least, largest)
         return torch.expm1(longer[:, None] * self.weights[:, 2])
@@ -89,7 +89,7 @@ class TokenQuantiles:
 
 
 def log_characters(texts: Sequence[str]) -> Tensor:
-    return torch.tensor([float(len(text) + 1) for text in texts]).log()
+    return torch.tensor([float(len(text) + 1) for text in texts], dtype=torch.float32).log()
 
 
 def expected_log_tokens(log_tokens: Tensor, truncated: Tensor) -> Tensor:
