@@ -4,9 +4,11 @@ Money and time are paired differences with a bootstrap over questions. Equal ans
 that only different ones can have won or lost anything. Who says which of them is right is counted: known
 answers ("gold"), `feedback` on the live answer, a judge. Feedback says nothing of the other answer: where the
 live one was right the other is taken as wrong, and where it was wrong the other is taken as right, which is
-the worse for routing. The shares of won and lost questions have Wilson's intervals, their difference that of
-Zou and Donner (Statistics in Medicine 27, 2008, the square-and-add limits); different answers of which nobody
-says which is right count as lost in its lower limit, and as won in its upper one.
+the worse for routing; of texts several can be right, and feedback decides only where a judge knows the other
+one. The shares of won and lost questions have Wilson's intervals, their difference that of Zou and Donner
+(Statistics in Medicine 27, 2008, the square-and-add limits of correlated shares: both are of one
+multinomial); different answers of which nobody says which is right count as lost in its lower limit, and as
+won in its upper one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -117,8 +119,8 @@ def _verdict(sample: ShadowSample, feedback: Feedback) -> tuple[int, str]:
     if sample.equal:
         return 0, "agreement"
     was_right = feedback.get((sample.question_id, sample.live.pair))
-    if was_right is not None:
-        return (1 if was_right else 0 if other is False else -1), "feedback"
+    if was_right is not None and (other is not None or sample.kind != "text"):
+        return int(was_right) - int(not was_right if other is None else other), "feedback"
     if ours is not None and other is not None:
         return int(ours) - int(other), sample.by
     return 0, "nobody"
@@ -130,18 +132,24 @@ def _accuracy(won: int, lost: int, unknown: int, unequal: int, of: int) -> Estim
         return None
     scale = unequal / (unequal - unknown) if unknown else 1.0
     value = (won - lost) * scale / of
-    low = _difference(won, lost + unknown, of)[0]
-    high = _difference(won + unknown, lost, of)[1]
+    low = difference_interval(won, lost + unknown, of)[0]
+    high = difference_interval(won + unknown, lost, of)[1]
     return Estimate(value, min(low, value), max(high, value), of)
 
 
-def _difference(won: int, lost: int, of: int) -> tuple[float, float]:
-    """Limits of the difference of two shares, each with Wilson's limits."""
-    (low, high), (lost_low, lost_high) = accuracy_interval(won, of), accuracy_interval(lost, of)
-    more, less = won / of, lost / of
-    return more - less - hypot(more - low, lost_high - less), more - less + hypot(
-        high - more, less - lost_low
-    )
+def difference_interval(won: int, lost: int, of: int) -> tuple[float, float]:
+    """95% limits of the difference of two shares of the same questions, none of which is in both."""
+    (won_low, won_high), (lost_low, lost_high) = accuracy_interval(won, of), accuracy_interval(lost, of)
+    won_share, lost_share = won / of, lost / of
+    product = won * lost
+    correlation = -sqrt(product / ((of - won) * (of - lost))) if product else 0.0
+
+    def length(x: float, y: float) -> float:
+        return sqrt(x * x + y * y - 2 * correlation * x * y)
+
+    low = length(won_share - won_low, lost_high - lost_share)
+    high = length(won_high - won_share, lost_share - lost_low)
+    return won_share - lost_share - low, won_share - lost_share + high
 
 
 def _saved_share(live: Array, always: Array) -> Estimate | None:

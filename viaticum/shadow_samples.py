@@ -14,6 +14,7 @@ from typing import Any
 
 from viaticum.errors import DataError, InputError
 from viaticum.files import encode_json, private_file, whole_lines
+from viaticum.types import AnswerKind
 
 SHADOWS = "shadows.jsonl"
 
@@ -36,7 +37,7 @@ class ShadowSample:
     id: of the request. question_id: digest of the question, whose text is not kept. live: the answer that its
     caller got. shadow: what the model gave that is always asked; None where it was not asked, or failed, and
     `reason` says why. equal: whether the answers are the same. by: who says what is correct: "gold", "judge"
-    or nobody (""). at: ISO 8601.
+    or nobody (""). at: ISO 8601. kind: of the answer that is expected.
     """
 
     id: str
@@ -48,6 +49,7 @@ class ShadowSample:
     by: str = ""
     reason: str = ""
     at: str = ""
+    kind: AnswerKind = "auto"
 
 
 def append_sample(path: Path, sample: ShadowSample) -> None:

@@ -377,6 +377,7 @@ class ShadowSampler:
             by,
             reason,
             datetime.now(UTC).isoformat(timespec="seconds"),
+            sampled.query.kind,
         )
         try:
             append_sample(self.path, sample)

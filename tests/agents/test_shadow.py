@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 import threading
 import time
 from collections.abc import Sequence
@@ -28,10 +30,10 @@ from viaticum.jobs import read_rows
 from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
 from viaticum.questions import digest_of
-from viaticum.reports.shadow import read_shadow_numbers
+from viaticum.reports.shadow import difference_interval, read_shadow_numbers, shadow_numbers
 from viaticum.routers.query import StaticRouter
 from viaticum.shadow_samples import SHADOWS, GivenAnswer, ShadowSample, append_sample, read_samples
-from viaticum.types import Message, Pair, RoutingTable, Row
+from viaticum.types import AnswerKind, Message, Pair, RoutingTable, Row
 
 ALL = ShadowSampling("expensive", 1.0, "1")
 
@@ -402,6 +404,42 @@ def test_feedback_counts_for_the_worse(tmp_path: Path) -> None:
         assert viaticum.wait_for_shadows(30)
     (found,) = read_shadow_numbers(tmp_path / SHADOWS)
     assert (found.won, found.lost, dict(found.by)) == (0, 2, {"feedback": 2, "agreement": 1})
+
+
+@pytest.mark.parametrize(
+    ("right", "other", "kind", "verdict"),
+    [
+        (True, None, "number", (1, 0, "feedback")),
+        (False, None, "number", (0, 1, "feedback")),
+        (True, False, "text", (1, 0, "feedback")),
+        (True, True, "text", (0, 0, "feedback")),
+        (True, True, "number", (0, 0, "feedback")),
+        (False, False, "text", (0, 0, "feedback")),
+        (False, True, "text", (0, 1, "feedback")),
+        (True, None, "text", (0, 0, "nobody")),
+        (False, None, "text", (0, 0, "nobody")),
+    ],
+)
+def test_feedback_counts_beside_what_is_known_of_the_other_answer(
+    right: bool, other: bool | None, kind: AnswerKind, verdict: tuple[int, int, str]
+) -> None:
+    different = sample(1, equal=False, kind=kind, other_right=other)
+    (found,) = shadow_numbers([different], {("q1", "cheap+cot"): right})
+    assert (found.won, found.lost, *found.by) == verdict
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0.45, 0.45), (0.3, 0.1), (0.04, 0.02)])
+def test_the_interval_holds_the_difference_as_often_as_it_says(won: float, lost: float) -> None:
+    """Of 100 questions: the chance of every outcome, by the multinomial, summed over those that it covers."""
+    of, covered, log = 100, 0.0, [math.log(share) for share in (won, lost, 1 - won - lost)]
+    for each in range(of + 1):
+        for other in range(of + 1 - each):
+            low, high = difference_interval(each, other, of)
+            if low <= won - lost <= high:
+                counts = (each, other, of - each - other)
+                chance = math.lgamma(of + 1) - sum(math.lgamma(count + 1) for count in counts)
+                covered += math.exp(chance + sum(map(operator.mul, counts, log)))
+    assert 0.94 < covered < 0.99
 
 
 def test_a_line_that_a_kill_cut_off_loses_that_sample_alone(tmp_path: Path) -> None:
