@@ -143,7 +143,8 @@ def ours(line: str) -> list[str]:
     if line.startswith("docker run"):
         _, *arguments = re.split(r"\sviaticum(?=\s|$)", line)
         return [f"viaticum {arguments[-1].strip()}"] if arguments[-1].strip() else []
-    return re.findall(r"(?:^|[|;&] )(viaticum [^|;>]*)", line)
+    plain = re.sub(r"\$\([^()]*(?:\([^()]*(?:\([^()]*\))?[^()]*\)[^()]*)*\)", "WORD", line)
+    return re.findall(r"(?:^|[|;&] )(viaticum [^|;>]*)", plain)
 
 
 @pytest.mark.parametrize("page", READ, ids=named)
