@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from viaticum.agents.client import Viaticum
@@ -223,6 +224,7 @@ def offer_chat(
     request: str,
     messages: Sequence[Message],
     live: GivenAnswer,
+    worst_case: Callable[[], int],
     residency: Residency,
     ask: Callable[[str, str, str], GivenAnswer],
 ) -> None:
@@ -231,6 +233,7 @@ def offer_chat(
     Args:
         request: id of the request.
         live: its answer.
+        worst_case: returns that of the call which gave it, in nano-dollars.
         residency: where its data may go, by the request and the budget that paid for it.
         ask: makes the chat once more, given the model, the scope that pays and the ledger key.
     """
@@ -239,7 +242,8 @@ def offer_chat(
     name, _ = split_model(client.shadow.sampling.model)
     texts = [message["content"] for message in messages if message["role"] == "user"]
     text = texts[-1] if texts else ""
-    client.shadow.offer_chat(request, text, live, residency, lambda scope, key: ask(name, scope, key))
+    again = partial(ask, name)
+    client.shadow.offer_chat(request, text, live, worst_case, residency, again)
 
 
 def given_answer(

@@ -11,9 +11,10 @@ import asyncio
 import copy
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -272,12 +273,18 @@ class Viaticum:
 
         Questions have half of `timeout` (seconds) to be answered. Then each stops after its current call,
         which is settled, with a `Draining` that names its thread: solved again under that id, here or
-        elsewhere, it continues.
+        elsewhere, it continues. Shadow calls have the same half, then they end and are settled.
         """
         until = time.monotonic() + (checked_seconds("timeout", timeout) if timeout else 0)
+        if self._shadow is None:
+            return self._gate.drain(until - time.monotonic())
+        half = max(0.0, until - time.monotonic()) / 2
+        ending = threading.Thread(
+            target=self._shadow.close, args=(half,), kwargs={"settle_seconds": half}, daemon=True
+        )
+        ending.start()  # beside the questions, which may take all of the time
         ended = self._gate.drain(until - time.monotonic())
-        if self._shadow is not None:
-            self._shadow.close(max(0.0, until - time.monotonic()))
+        ending.join(max(0.0, until - time.monotonic()))
         return ended
 
     def drain_on(self, *signals: signal.Signals, timeout: float = DRAIN_SECONDS) -> None:
@@ -289,6 +296,10 @@ class Viaticum:
         from its thread, at no cost.
         """
         drain_on(signals or (signal.SIGTERM,), lambda: self.drain(timeout))
+
+    def chatting(self) -> AbstractContextManager[None]:
+        """For the duration of a plain chat, so that no shadow call of a local model begins meanwhile."""
+        return self._gate.chatting()
 
     @property
     def shadow(self) -> ShadowSampler | None:

@@ -113,7 +113,7 @@ class CompletionFinished:
     text: all of it; thinking: of the last call; answer: what the strategy read from the text, if there was a
     strategy; cost: nano-dollars; stop_string: the one that ended a plain chat, "" for none that is known;
     why: the last route's reason; switched_from: the model of the session's last turn, where that was another
-    one.
+    one; key: ledger key of a plain chat.
     """
 
     text: str
@@ -129,6 +129,7 @@ class CompletionFinished:
     stop_string: str = ""
     why: str = ""
     switched_from: str = ""
+    key: str = ""
 
 
 CompletionEvent = CompletionStarted | str | ThinkingDelta | CompletionFinished
@@ -172,9 +173,11 @@ def complete(
     client = _restricted(client, request)
     request = _checked(client, request)
     if request.name in client.catalogue:
-        yield from _chat(client, request)
+        with client.chatting():
+            yield from _chat(client, request)
     elif request.name == AUTO and is_plain(request.messages, request.extra):
-        yield from _routed_chat(client, request)
+        with client.chatting():
+            yield from _routed_chat(client, request)
     elif request.extra:
         extra = ", ".join(request.extra)
         raise InputError(f"{request.name} answers in words; it cannot do: {extra}")
@@ -286,8 +289,12 @@ def _offer_chat(client: Viaticum, request: CompletionRequest, done: CompletionFi
         assert isinstance(last, CompletionFinished)
         return _as_given(last)
 
-    live = _as_given(done)
-    offer_chat(client, request.key, request.messages, live, _residency(client, request), ask)
+    def worst_case() -> int:
+        hold = client.ledger.hold(done.key)
+        return 0 if hold is None else hold.held_nanousd
+
+    residency = _residency(client, request)
+    offer_chat(client, request.key, request.messages, _as_given(done), worst_case, residency, ask)
 
 
 def _as_given(done: CompletionFinished) -> GivenAnswer:
@@ -337,6 +344,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
                 logprobs=done.logprobs,
                 thinking=done.thinking,
                 stop_string=done.stop_string,
+                key=request.key,
             )
         else:
             yield event

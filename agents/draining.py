@@ -28,6 +28,7 @@ class DrainGate:
 
     def _begin(self) -> None:
         self._running: set[StoppableRun] = set()
+        self._chats: set[object] = set()
         self._changed = threading.Condition()
         self._process = os.getpid()
 
@@ -53,6 +54,17 @@ class DrainGate:
                 self._changed.notify_all()
 
     @contextmanager
+    def chatting(self) -> Iterator[None]:
+        """Register a plain chat for its duration. It is refused nothing here, and nothing waits for it."""
+        chat = object()
+        self._after_fork()
+        self._chats.add(chat)
+        try:
+            yield
+        finally:
+            self._chats.discard(chat)
+
+    @contextmanager
     def explained(self) -> Iterator[None]:
         """Raise `ClientClosed` in place of errors that come from resources which were closed meanwhile."""
         try:
@@ -67,8 +79,8 @@ class DrainGate:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no run is in progress."""
-        return not self._running
+        """Whether no run and no chat is in progress."""
+        return not self._running and not self._chats
 
     def check(self) -> None:
         """Raises `Draining` or `ClientClosed` where no run may begin."""

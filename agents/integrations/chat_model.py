@@ -15,7 +15,7 @@ import copy
 import threading
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from decimal import Decimal
 from operator import itemgetter
@@ -298,7 +298,7 @@ class ChatViaticum(CountingChatModel):
         calls = Calls(client.catalogue, client.ledger, self._model_of(client), deadline, client.labels)
         key = f"chat-{uuid.uuid4().hex}"
         events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})
-        try:
+        with client.chatting(), closing(events):  # type: ignore[type-var]
             for event in events:
                 if isinstance(event, SettledCall):
                     done, cost = event.completion, event.entry.nanousd
@@ -312,8 +312,6 @@ class ChatViaticum(CountingChatModel):
                     yield thinking_chunk(event.text)
                 elif event:
                     yield AIMessageChunk(content=event)
-        finally:
-            events.close()  # type: ignore[attr-defined]
 
     def _routed_chat(
         self, messages: list[Message], settings: GenerationSettings, extra: Mapping[str, Any], *, whole: bool

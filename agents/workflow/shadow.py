@@ -41,10 +41,12 @@ from viaticum.agents.workflow.state import (
     residency_of,
     settings_of,
 )
-from viaticum.budgets.records import digest
+from viaticum.agents.workflow.threads import watched_context
+from viaticum.budgets.records import digest, worst_costs
 from viaticum.catalogue import Catalogue
-from viaticum.errors import UnknownName, ViaticumError
+from viaticum.errors import BudgetExceeded, ModelError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.money import format_usd
 from viaticum.questions import digest_of
 from viaticum.residency import Residency
 from viaticum.routers.query import Policy, as_policy, choose_plan
@@ -52,11 +54,14 @@ from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.shadow_samples import GivenAnswer, ShadowSample, append_sample
 from viaticum.strategies import equivalent
+from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
 from viaticum.types import Answer, Pair, Query, split_model
 
 THREADS = 4
 IDLE_SECONDS = 0.05  # between looks at whether no answer is in progress
+SETTLE_SECONDS = 60.0  # for a call that is ended: of a model that yields no piece it can take long
+ENDED = "the process ended"
 QUEUED = 256  # questions that wait; more are recorded as not asked
 _log = logging.getLogger("viaticum")
 
@@ -69,6 +74,7 @@ class Sampled:
         id: of the request.
         live: the answer that its caller got.
         routes: the pairs that were called for it, as model+strategy.
+        worst_case: of a chat, returns that of the call which gave the answer, in nano-dollars.
         residency: where its data may go: the restrictions of the answer and of the budget that paid.
         golds: accepted answers, none where they are not known.
         ask: makes the call of a chat, which no strategy reads, given the scope that pays and its ledger key;
@@ -83,7 +89,29 @@ class Sampled:
     settings: GenerationSettings
     residency: Residency
     golds: tuple[str, ...] = ()
+    worst_case: Callable[[], int] = lambda: 0
     ask: Callable[[str, str], GivenAnswer] | None = None
+
+
+class ShadowRun(StoppableRun):
+    """A shadow call in progress. gone: set once it has to end."""
+
+    __slots__ = ("gone",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone = threading.Event()
+
+    def end(self) -> None:
+        """End it at the next piece of its call, and before the next call."""
+        self.request_drain()
+        self.stopped = True
+        self.gone.set()
+
+    def check(self) -> None:
+        """Raises `ModelError` where it has to end."""
+        if self.stopped:
+            raise ModelError(ENDED)
 
 
 class ShadowSampler:
@@ -125,7 +153,7 @@ class ShadowSampler:
         """Also in a forked child, to which no thread comes along."""
         self._process, self._changed = os.getpid(), threading.Condition()
         self._queue = deque[Sampled]()
-        self._runs = set[StoppableRun]()
+        self._runs = set[ShadowRun]()
         self._threads, self._busy, self._closed = 0, 0, False
 
     # The caller's thread
@@ -176,6 +204,7 @@ class ShadowSampler:
         request: str,
         text: str,
         live: GivenAnswer,
+        worst_case: Callable[[], int],
         residency: Residency,
         ask: Callable[[str, str], GivenAnswer],
     ) -> None:
@@ -185,31 +214,40 @@ class ShadowSampler:
             request: its id.
             text: the last one of its user.
             live: its answer, as a digest of what the model wrote and called; the pair is the model.
-            residency, ask: see `Sampled`.
+            worst_case, residency, ask: see `Sampled`.
         """
         if self.sampling.is_sampled(request):
             query = Query(text.strip() or "-", "text")
-            policy = self.resources.policy
-            routes = (live.pair,)
-            self.put(Sampled(request, query, live, routes, policy, NO_SETTINGS, residency, ask=ask))
+            self.put(
+                Sampled(
+                    request,
+                    query,
+                    live,
+                    (live.pair,),
+                    self.resources.policy,
+                    NO_SETTINGS,
+                    residency,
+                    worst_case=worst_case,
+                    ask=ask,
+                )
+            )
 
     def put(self, sampled: Sampled) -> None:
         """Queue a question. One that has no room is recorded as not asked."""
         if self._process != os.getpid():
             self._begin()
         with self._changed:
-            if self._closed:
-                return
-            is_full = len(self._queue) >= QUEUED
-            if not is_full:
+            is_closed, is_full = self._closed, len(self._queue) >= QUEUED
+            is_queued = not is_closed and not is_full
+            if is_queued:
                 self._queue.append(sampled)
-            if not is_full and self._threads < min(self._most, len(self._queue) + self._busy):
+            if is_queued and self._threads < min(self._most, len(self._queue) + self._busy):
                 self._threads += 1
                 thread = threading.Thread(target=self._work, name="viaticum-shadow", daemon=True)
                 contextvars.Context().run(thread.start)  # of no budget, run or trace of the caller
             self._changed.notify()
-        if is_full:
-            self._record(sampled, reason="too many questions waited")
+        if not is_queued:
+            self._record(sampled, reason=ENDED if is_closed else "too many questions waited")
 
     def wait_for_room(self, seconds: float) -> bool:
         """Wait until few questions are queued; returns whether that is so."""
@@ -221,23 +259,30 @@ class ShadowSampler:
         with self._changed:
             return self._changed.wait_for(lambda: not self._queue and not self._busy, seconds)
 
-    def close(self, seconds: float | None = None) -> None:
-        """Take nothing new, wait for what is in progress, then end it; all is settled when this returns.
+    def close(self, seconds: float | None = None, *, settle_seconds: float = SETTLE_SECONDS) -> None:
+        """Take nothing new, wait for what is in progress, then end it; what still waits is recorded.
 
-        seconds: that it waits, by default as set.
+        All is settled when this returns, but for a call that did not end in `settle_seconds`.
+
+        Args:
+            seconds: that it waits before it ends them, by default as set; not at all where it is closed.
+            settle_seconds: that it waits for those that it ended.
         """
         atexit.unregister(self.close)
         if self._process != os.getpid():
             return
-        self.wait(self.sampling.wait_seconds if seconds is None else seconds)
+        if not self._closed:
+            self.wait(self.sampling.wait_seconds if seconds is None else seconds)
         with self._changed:
             self._closed = True
+            waiting = list(self._queue)
             self._queue.clear()
             for run in self._runs:
-                run.request_drain()
-                run.stopped = True
+                run.end()
             self._changed.notify_all()
-        self.wait(60.0)  # a model that yields no piece cannot be ended
+        for sampled in waiting:
+            self._record(sampled, reason=ENDED)
+        self.wait(settle_seconds)
 
     # Threads
 
@@ -251,10 +296,10 @@ class ShadowSampler:
                     self._threads -= 1
                     return
                 sampled, self._busy = self._queue.popleft(), self._busy + 1
-                run = StoppableRun()
+                run = ShadowRun()
                 self._runs.add(run)
             try:
-                self._ask(sampled, run)
+                watched_context(run.gone, contextvars.Context()).run(self._ask, sampled, run)
             except Exception:
                 _log.exception("a shadow call failed")
             finally:
@@ -263,23 +308,26 @@ class ShadowSampler:
                     self._busy -= 1
                     self._changed.notify_all()
 
-    def _ask(self, sampled: Sampled, run: StoppableRun) -> None:
+    def _ask(self, sampled: Sampled, run: ShadowRun) -> None:
         try:
             shadow = self._answer(sampled, run)
         except Exception as error:
             is_ours, ended = isinstance(error, ViaticumError), run.stopped
             reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            self._record(sampled, reason="the process ended" if ended else reason)
+            self._record(sampled, reason=ENDED if ended else reason)
         else:
             self._compare(sampled, shadow, run)
 
-    def _answer(self, sampled: Sampled, run: StoppableRun) -> GivenAnswer:
+    def _answer(self, sampled: Sampled, run: ShadowRun) -> GivenAnswer:
         """What the model answers that is always asked."""
         model, strategy = split_model(self.sampling.model)
         self._check_allowed(sampled, model)
+        run.check()
         if sampled.ask is not None:
-            is_same = sampled.live.pair == model
-            return sampled.live if is_same else sampled.ask(self.scope, f"{self._run_of(sampled)}/0")
+            if sampled.live.pair != model:
+                return sampled.ask(self.scope, f"{self._run_of(sampled)}/0")
+            self._check_fits(sampled.worst_case())
+            return sampled.live
         resources = replace(
             restricted(self.resources, sampled.residency),
             router=RestrictedRouter(self.resources.router, model, strategy or None),
@@ -287,7 +335,8 @@ class ShadowSampler:
             on_short="stop",
             sync=lambda: None,
         )
-        if self._is_same_call(sampled, resources):
+        if (same := self._same_pair(sampled, resources)) is not None:
+            self._check_fits(_worst_case(sampled, same, resources))
             return sampled.live
         allowance = RowAllowance(policy=sampled.policy, run=self._run_of(sampled), settings=sampled.settings)
         query = sampled.query
@@ -309,17 +358,32 @@ class ShadowSampler:
         if not residency.allows(labels):
             raise residency.refusal({model: labels})
 
+    def _check_fits(self, needed: int) -> None:
+        """Raises `BudgetExceeded`, also of an answer that is the same and costs nothing.
+
+        Else what is left would choose which questions are compared: once it is used up, the equal ones alone.
+        """
+        left = self.resources.ledger.budget(self.scope).left_nanousd
+        if left is not None and needed > left:
+            raise BudgetExceeded(
+                f"budget {self.scope!r} has {format_usd(left)} left, the call may cost {format_usd(needed)}",
+                budget=self.scope,
+                needed=needed,
+                left=left,
+            )
+
     @staticmethod
-    def _is_same_call(sampled: Sampled, resources: WorkflowResources) -> bool:
-        """Whether one call gave the answer and would be made again, which tells nothing and costs money."""
+    def _same_pair(sampled: Sampled, resources: WorkflowResources) -> Pair | None:
+        """The pair that alone gave the answer and would again, which tells nothing and costs money."""
         limit = output_limit(resources.catalogue, sampled.settings)
         rows = estimate(resources.router, sampled.query, limit)[1]
         rows = [row for row in rows if all(map(resources.is_usable, row.plan.pairs))]
         if len(sampled.routes) != 1 or not rows:
-            return False
-        return str(choose_plan(rows, None, sampled.policy).plan) == sampled.routes[0]
+            return None
+        is_same = str(choose_plan(rows, None, sampled.policy).plan) == sampled.routes[0]
+        return Pair.parse(sampled.routes[0]) if is_same else None
 
-    def _compare(self, sampled: Sampled, shadow: GivenAnswer, run: StoppableRun) -> None:
+    def _compare(self, sampled: Sampled, shadow: GivenAnswer, run: ShadowRun) -> None:
         live, kind = sampled.live, sampled.query.kind
         equal: bool | None = equivalent(live.answer, shadow.answer, kind)
         by = ""
@@ -330,20 +394,21 @@ class ShadowSampler:
                 replace(each, correct=is_right(each.answer, sampled.golds, kind)) for each in (live, shadow)
             )
             by = "gold"
-        elif not equal and self.sampling.judge is not None and not run.stopped:
+        elif not equal and self.sampling.judge is not None:
             try:
-                live, shadow = (self._judged(sampled, each) for each in (live, shadow))
+                live, shadow = (self._judged(sampled, each, run) for each in (live, shadow))
                 by = "judge"
             except ViaticumError as error:
                 _log.warning("the judge of shadow calls gave no verdict: %s", error)
         self._record(replace(sampled, live=live), shadow, equal, by)
 
-    def _judged(self, sampled: Sampled, given: GivenAnswer) -> GivenAnswer:
+    def _judged(self, sampled: Sampled, given: GivenAnswer, run: ShadowRun) -> GivenAnswer:
         """The answer with the judge's verdict; no answer is wrong."""
         if given.answer is None:
             return replace(given, correct=False)
         assert self.sampling.judge is not None
         self._check_allowed(sampled, self.sampling.judge)
+        run.check()
         resources = restricted(self.resources, sampled.residency)
         judge = Pair(self.sampling.judge, "chat")
         prompt = Query(rubric_prompt(sampled.query.text, given.answer))
@@ -383,6 +448,16 @@ class ShadowSampler:
             append_sample(self.path, sample)
         except ViaticumError as error:
             _log.warning("a shadow sample was not recorded: %s", error)
+
+
+def _worst_case(sampled: Sampled, pair: Pair, resources: WorkflowResources) -> int:
+    """Nano-dollars that the calls of a pair need: the last one's worst case, after the others."""
+    settings = sampled.settings.over(resources.settings)
+    model, samples = resources.model(pair.model), get_strategy(pair.strategy).samples
+    call = ModelCall.of(model, resources.catalogue, pair, sampled.query, settings)
+    worst = model.worst_case_of(call.messages, call.generation)
+    last = sum(worst_costs(worst, resources.catalogue.prices(worst)).values())
+    return last + sampled.live.cost_nanousd * (samples - 1) // samples
 
 
 def _check_model(catalogue: Catalogue, name: str) -> None:

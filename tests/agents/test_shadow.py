@@ -17,7 +17,7 @@ from openai_server import OpenAIServer, running_server, spec_for
 from typer.testing import CliRunner
 from viaticum_server import chat_body, serving, wait_until
 
-from viaticum import Allowance, InputError, Viaticum, build_graph
+from viaticum import Allowance, ChatViaticum, InputError, Viaticum, build_graph
 from viaticum.agents.batch import job_folder, run_batch
 from viaticum.agents.cancellation import CancellationToken
 from viaticum.agents.completions import CompletionRequest, complete
@@ -162,6 +162,82 @@ def test_a_model_that_fails_is_recorded_and_the_answer_stands(tmp_path: Path) ->
     assert "it broke" in sample.reason
 
 
+@pytest.mark.parametrize("fits", [False, True])
+def test_a_call_that_would_be_the_same_is_compared_only_where_others_would_be(
+    tmp_path: Path, fits: bool
+) -> None:
+    """Else a budget that is used up leaves the equal answers alone to compare."""
+    shadow = ShadowSampling("expensive", 1.0, "0.01" if fits else "0.0001")
+    with opened(tmp_path, shadow, policy="best") as viaticum:
+        viaticum.solve(question(3))
+        assert viaticum.wait_for_shadows(30)
+    (sample,) = read_samples(tmp_path / SHADOWS)
+    assert (sample.shadow is not None, "live-shadow" in sample.reason) == (fits, not fits)
+
+
+def test_what_waits_when_it_closes_is_recorded(tmp_path: Path) -> None:
+    given = models()
+    given["expensive"] = ScriptedModel("word " * 2000, spec=given["expensive"].spec, pause=0.05)
+    shadow = ShadowSampling("expensive", 1.0, "1", wait_seconds=0)
+    with opened(tmp_path, shadow, models=given) as viaticum:
+        for number in range(7):
+            viaticum.solve(question(number))
+    reasons = [each.reason for each in read_samples(tmp_path / SHADOWS)]
+    assert reasons == ["the process ended"] * 7
+
+
+def test_draining_takes_no_longer_than_it_may(tmp_path: Path) -> None:
+    goes_on = threading.Event()
+
+    def silent(messages: Sequence[Message], generation: Generation) -> str:
+        goes_on.wait(30)  # a model that cannot be ended
+        return "The answer is 5."
+
+    given = models(expensive=silent)
+    with opened(tmp_path, models=given) as viaticum:
+        viaticum.solve(question(3))
+        wait_until(lambda: bool(given["expensive"].calls))
+        before = time.monotonic()
+        assert viaticum.drain(1.0)
+        assert time.monotonic() - before < 10
+        goes_on.set()
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert [hold.state for hold in ledger.holds("live-shadow")] == ["posted"]
+
+
+def test_the_judge_is_ended_too(tmp_path: Path) -> None:
+    given = models() | {"judge": ScriptedModel("RIGHT " * 2000, name="judge", pause=0.05)}
+    shadow = ShadowSampling("expensive", 1.0, "1", judge="judge", wait_seconds=0)
+    with opened(tmp_path, shadow, models=given) as viaticum:
+        viaticum.solve(question(4), kind="number")
+        wait_until(lambda: bool(given["judge"].calls))
+        before = time.monotonic()
+    assert time.monotonic() - before < 30  # a verdict takes 100
+    assert len(given["judge"].calls) == 1
+    (sample,) = read_samples(tmp_path / SHADOWS)
+    assert (sample.equal, sample.by) == (False, "")
+
+
+@pytest.mark.parametrize("name", ["cheap", "ChatViaticum"])
+def test_a_local_model_is_not_asked_while_a_chat_is_in_progress(tmp_path: Path, name: str) -> None:
+    given = models()
+    local = given["expensive"].spec.model_copy(update={"kind": "local"})
+    given["expensive"] = ScriptedModel("The answer is 5.", spec=local)
+    given["cheap"] = ScriptedModel("The answer is 5. " * 9, spec=given["cheap"].spec)
+    with opened(tmp_path, models=given) as viaticum:
+        request = CompletionRequest("cheap", [{"role": "user", "content": "hi"}], "live", "k")
+        chat: Any = complete(viaticum, request, CancellationToken())
+        if name == "ChatViaticum":
+            chat = ChatViaticum(model="cheap", client=viaticum).stream("hi")
+        next(chat)
+        viaticum.solve(question(3))
+        assert not viaticum.wait_for_shadows(0.5)
+        assert given["expensive"].calls == []
+        assert list(chat)
+        assert viaticum.wait_for_shadows(30)
+    assert len(given["expensive"].calls) == 1
+
+
 def labelled(**tags: str) -> dict[str, ScriptedModel]:
     """The models, and a judge, each with a tag."""
     given = models() | {"judge": ScriptedModel("RIGHT", name="judge")}
@@ -289,6 +365,23 @@ def test_a_chat_with_tools_is_compared_by_what_it_costs_and_calls(tmp_path: Path
     assert spent == sum(each.shadow.cost_nanousd for each in samples.values() if each.shadow) > 0
     (numbers,) = read_shadow_numbers(tmp_path / SHADOWS)
     assert dict(numbers.by) == {"agreement": 1, "nobody": 1}
+
+
+@pytest.mark.parametrize("model", ["near", "far"])
+def test_a_chat_is_asked_again_only_within_the_budget(tmp_path: Path, model: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    table = RoutingTable((Row(Pair("near", "direct"), 0.9, 20, 30, 10, 20),))
+    with running_server() as near, running_server() as far:
+        specs = [spec_for(server, name=name) for server, name in ((near, "near"), (far, "far"))]
+        shadow = ShadowSampling(model, 1.0, "0.000001")
+        settings: dict[str, Any] = {"catalogue": Catalogue(specs), "router": StaticRouter(table)}
+        with Viaticum("1", folder=tmp_path, shadow=shadow, **settings) as viaticum:
+            asked: Any = [{"role": "user", "content": "hi"}]
+            request = CompletionRequest("auto", asked, viaticum.budget_name, "k", extra={"tools": [tool]})
+            list(complete(viaticum, request, CancellationToken()))
+            assert viaticum.wait_for_shadows(30)
+    (sample,) = read_samples(tmp_path / SHADOWS)
+    assert (sample.shadow, "-shadow" in sample.reason) == (None, True)
 
 
 def test_a_chat_goes_nowhere_that_its_budget_may_not(tmp_path: Path) -> None:
