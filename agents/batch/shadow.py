@@ -14,7 +14,8 @@ from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.planning import PACED
 from viaticum.agents.batch.settings import BatchSettings
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.shadow import Sampled, ShadowSampler
+from viaticum.agents.workflow.shadow import ShadowSampler
+from viaticum.agents.workflow.shadow_questions import Sampled
 from viaticum.generation import NO_SETTINGS
 from viaticum.jobs import JobRow
 from viaticum.routers.query import DEFAULT_POLICY, parse_policy

@@ -18,19 +18,19 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from viaticum.agents.workflow.allowances import allowance_in
 from viaticum.agents.workflow.calls import Calls, ModelCall, SettledCall
-from viaticum.agents.workflow.estimates import estimate, output_limit
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.rubric import SETTINGS, read_verdict, rubric_prompt
+from viaticum.agents.workflow.shadow_questions import Sampled, same_pair, worst_case_of
 from viaticum.agents.workflow.shadow_settings import ShadowSampling
 from viaticum.agents.workflow.state import (
     OUTPUT,
@@ -42,19 +42,18 @@ from viaticum.agents.workflow.state import (
     settings_of,
 )
 from viaticum.agents.workflow.threads import watched_context
-from viaticum.budgets.records import digest, worst_costs
+from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, ModelError, UnknownName, ViaticumError
-from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.generation import NO_SETTINGS
 from viaticum.money import format_usd
 from viaticum.questions import digest_of
 from viaticum.residency import Residency
-from viaticum.routers.query import Policy, as_policy, choose_plan
+from viaticum.routers.query import as_policy
 from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.shadow_samples import GivenAnswer, ShadowSample, append_sample
 from viaticum.strategies import equivalent
-from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
 from viaticum.types import Answer, Pair, Query, split_model
 
@@ -64,33 +63,6 @@ SETTLE_SECONDS = 60.0  # for a call that is ended: of a model that yields no pie
 ENDED = "the process ended"
 QUEUED = 256  # questions that wait; more are recorded as not asked
 _log = logging.getLogger("viaticum")
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """An answered question that is asked again.
-
-    Args:
-        id: of the request.
-        live: the answer that its caller got.
-        routes: the pairs that were called for it, as model+strategy.
-        worst_case: of a chat, returns that of the call which gave the answer, in nano-dollars.
-        residency: where its data may go: the restrictions of the answer and of the budget that paid.
-        golds: accepted answers, none where they are not known.
-        ask: makes the call of a chat, which no strategy reads, given the scope that pays and its ledger key;
-            None for a question of the workflow.
-    """
-
-    id: str
-    query: Query
-    live: GivenAnswer
-    routes: tuple[str, ...]
-    policy: Policy
-    settings: GenerationSettings
-    residency: Residency
-    golds: tuple[str, ...] = ()
-    worst_case: Callable[[], int] = lambda: 0
-    ask: Callable[[str, str], GivenAnswer] | None = None
 
 
 class ShadowRun(StoppableRun):
@@ -335,8 +307,8 @@ class ShadowSampler:
             on_short="stop",
             sync=lambda: None,
         )
-        if (same := self._same_pair(sampled, resources)) is not None:
-            self._check_fits(_worst_case(sampled, same, resources))
+        if (same := same_pair(sampled, resources)) is not None:
+            self._check_fits(worst_case_of(sampled, same, resources))
             return sampled.live
         allowance = RowAllowance(policy=sampled.policy, run=self._run_of(sampled), settings=sampled.settings)
         query = sampled.query
@@ -371,17 +343,6 @@ class ShadowSampler:
                 needed=needed,
                 left=left,
             )
-
-    @staticmethod
-    def _same_pair(sampled: Sampled, resources: WorkflowResources) -> Pair | None:
-        """The pair that alone gave the answer and would again, which tells nothing and costs money."""
-        limit = output_limit(resources.catalogue, sampled.settings)
-        rows = estimate(resources.router, sampled.query, limit)[1]
-        rows = [row for row in rows if all(map(resources.is_usable, row.plan.pairs))]
-        if len(sampled.routes) != 1 or not rows:
-            return None
-        is_same = str(choose_plan(rows, None, sampled.policy).plan) == sampled.routes[0]
-        return Pair.parse(sampled.routes[0]) if is_same else None
 
     def _compare(self, sampled: Sampled, shadow: GivenAnswer, run: ShadowRun) -> None:
         live, kind = sampled.live, sampled.query.kind
@@ -448,16 +409,6 @@ class ShadowSampler:
             append_sample(self.path, sample)
         except ViaticumError as error:
             _log.warning("a shadow sample was not recorded: %s", error)
-
-
-def _worst_case(sampled: Sampled, pair: Pair, resources: WorkflowResources) -> int:
-    """Nano-dollars that the calls of a pair need: the last one's worst case, after the others."""
-    settings = sampled.settings.over(resources.settings)
-    model, samples = resources.model(pair.model), get_strategy(pair.strategy).samples
-    call = ModelCall.of(model, resources.catalogue, pair, sampled.query, settings)
-    worst = model.worst_case_of(call.messages, call.generation)
-    last = sum(worst_costs(worst, resources.catalogue.prices(worst)).values())
-    return last + sampled.live.cost_nanousd * (samples - 1) // samples
 
 
 def _check_model(catalogue: Catalogue, name: str) -> None:

@@ -384,6 +384,28 @@ def test_a_chat_is_asked_again_only_within_the_budget(tmp_path: Path, model: str
     assert (sample.shadow, "-shadow" in sample.reason) == (None, True)
 
 
+def test_a_chat_that_is_asked_again_ends_with_the_client(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    table = RoutingTable((Row(Pair("near", "direct"), 0.9, 20, 30, 10, 20),))
+    with running_server() as near, running_server() as far:
+        far.text, far.pause = "word " * 500, 0.2
+        specs = [spec_for(server, name=name) for server, name in ((near, "near"), (far, "far"))]
+        shadow = ShadowSampling("far", 1.0, "1", wait_seconds=0)
+        settings: dict[str, Any] = {"catalogue": Catalogue(specs), "router": StaticRouter(table)}
+        with Viaticum("1", folder=tmp_path, shadow=shadow, **settings) as viaticum:
+            asked: Any = [{"role": "user", "content": "hi"}]
+            extra = {"tools": [tool], "tool_choice": "none"}
+            request = CompletionRequest("auto", asked, viaticum.budget_name, "k", extra=extra)
+            list(complete(viaticum, request, CancellationToken()))
+            wait_until(lambda: bool(far.requests))
+            before, scope = time.monotonic(), f"{viaticum.budget_name}-shadow"
+        assert time.monotonic() - before < 20  # the chat takes longer
+    (sample,) = read_samples(tmp_path / SHADOWS)
+    assert sample.reason == "the process ended"
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert [hold.state for hold in ledger.holds(scope)] == ["posted"]
+
+
 def test_a_chat_goes_nowhere_that_its_budget_may_not(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     table = RoutingTable((Row(Pair("near", "direct"), 0.9, 20, 30, 10, 20),))
