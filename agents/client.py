@@ -273,15 +273,16 @@ class Viaticum:
 
         Questions have half of `timeout` (seconds) to be answered. Then each stops after its current call,
         which is settled, with a `Draining` that names its thread: solved again under that id, here or
-        elsewhere, it continues. Shadow calls have the same half, then they end and are settled.
+        elsewhere, it continues. Shadow calls have the same half and at most their
+        `wait_seconds`; then they end and are settled.
         """
         until = time.monotonic() + (checked_seconds("timeout", timeout) if timeout else 0)
         if self._shadow is None:
             return self._gate.drain(until - time.monotonic())
-        half = max(0.0, until - time.monotonic()) / 2
-        ending = threading.Thread(
-            target=self._shadow.close, args=(half,), kwargs={"settle_seconds": half}, daemon=True
-        )
+        left = max(0.0, until - time.monotonic())
+        wait = min(left / 2, self._shadow.sampling.wait_seconds)
+        settle = {"settle_seconds": left - wait}
+        ending = threading.Thread(target=self._shadow.close, args=(wait,), kwargs=settle, daemon=True)
         ending.start()  # beside the questions, which may take all of the time
         ended = self._gate.drain(until - time.monotonic())
         ending.join(max(0.0, until - time.monotonic()))

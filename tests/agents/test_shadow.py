@@ -143,10 +143,11 @@ def test_the_answer_does_not_wait_and_closing_settles_what_is_in_progress(tmp_pa
 def test_draining_ends_the_shadow_calls_too(tmp_path: Path) -> None:
     given = models()
     given["expensive"] = ScriptedModel("word " * 2000, spec=given["expensive"].spec, pause=0.05)
-    with opened(tmp_path, models=given) as viaticum:
+    shadow = ShadowSampling("expensive", 1.0, "1", wait_seconds=0.1)
+    with opened(tmp_path, shadow, models=given) as viaticum:
         viaticum.solve(question(3))
         wait_until(lambda: any(viaticum.ledger.holds("live-shadow", "dispatched")))
-        assert viaticum.drain(0.5)
+        assert viaticum.drain(30)
         assert not list(viaticum.ledger.holds("live-shadow", "dispatched"))
 
 
