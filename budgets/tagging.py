@@ -18,7 +18,10 @@ from viaticum.errors import InputError
 VARIABLE = "VIATICUM_TAGS"
 # Set by Viaticum itself: what choices and latencies are read from is not for callers to change.
 OWN_TAGS = frozenset(
-    ("model", "strategy", "plan", "door", "host", "tool", "thread", "session", "switched_from")
+    (
+        *("model", "strategy", "plan", "door", "host", "tool", "thread", "session", "switched_from"),
+        *("expected", "provider_batch"),
+    )
 )
 
 _tags: ContextVar[Mapping[str, str]] = ContextVar("viaticum_tags", default={})  # noqa: B039 - never changed

@@ -22,7 +22,7 @@ from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
 from viaticum.types import Completion, Pair, TokenCount
 
-BATCH_TAG = "batch"  # of a hold: the provider's batch that its call is part of
+BATCH_TAG = "provider_batch"  # of a hold: the provider's batch that its call is part of
 
 
 @dataclass(frozen=True, slots=True)

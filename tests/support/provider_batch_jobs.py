@@ -142,7 +142,7 @@ def compare(folder: Path, server: BatchProvider, rows: int) -> Found:
     numbers = {f"q{number}": number for number in range(rows)}
 
     def call_of(hold: Any) -> tuple[str, str, int]:
-        way = "batch" if "batch" in hold.tags else "direct"
+        way = "batch" if "provider_batch" in hold.tags else "direct"
         return way, hold.tags["model"], numbers[hold.key.split("/")[1]]
 
     paid = {entry.key for entry in posts if entry.nanousd}

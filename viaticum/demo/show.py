@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 WAVE = 8  # questions that a lane answers at once, before the next lane has its turn
 MAX_TOKENS = 256  # of an answer in every lane: a text that goes round in circles keeps a whole wave waiting
 SHORT = 0.5  # money of the interrupted job, as a share of what the routed lane spent
+LANES_ENDED = "calls under way were ended and settled"
 WARM_UP = Query("How many legs do six spiders have together?", "number")
 
 
@@ -113,6 +114,7 @@ class Demo:
         self.screen = Screen(len(settings.questions), pair.members)
         self.facts: dict[str, Any] = {"seconds": {}, "lanes": []}
         self._began = time.perf_counter()
+        self._ended = LANES_ENDED  # what an interrupt means for calls under way
 
     def run(self) -> None:
         """Show all parts.
@@ -129,7 +131,7 @@ class Demo:
             self._show_interruption()
             self._show_report()
         except KeyboardInterrupt:
-            self.screen.line("interrupted: calls under way were ended and settled", "bold red")
+            self.screen.line(f"interrupted: {self._ended}", "bold red")
             self.screen.line(f"what was measured until then: {self._results}", wrap=False)
             raise
         finally:
@@ -245,11 +247,13 @@ class Demo:
         )
         self.screen.heading(f"The same questions for half of that, {format_usd(limit)}: killed, resumed")
         self.screen.line(f"$ {shlex.join(batch.command)}", "dim", wrap=False)
+        self._ended = "the job was killed; calls under way stay held until their leases end"
         try:
             with self._timed("killed job"):
                 found = batch.run(self.screen.job_event)
         finally:
             batch.close()
+        self._ended = LANES_ENDED
         self.screen.interruption(found, limit)
         self.facts["job"] = {
             "results": str(batch.results),

@@ -15,6 +15,7 @@ from batch_provider import BatchProvider, batch_provider
 from provider_batch_jobs import COST, HalfRouter, compare, rows_in, run_job, specs
 from typer.testing import CliRunner
 
+import viaticum
 import viaticum.agents.batch.deferral as deferral
 import viaticum.agents.batch.provider_batches as provider_batches
 from viaticum.agents.batch import job_folder, preview_batch
@@ -23,6 +24,8 @@ from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.errors import AuthenticationFailed, InputError
 from viaticum.jobs import Job
+from viaticum.money import Price
+from viaticum.types import TokenCount
 
 FORMS = ("openai", "anthropic")
 ROWS = 24
@@ -208,6 +211,30 @@ def test_submit_leave_and_come_back(folder: Path, server: BatchProvider, form: s
     assert last.job.ending == "completed"
     check(folder, server, late=EVEN)
     assert len(server.batches) == 1
+
+
+def test_a_tag_of_the_user_marks_no_call_as_one_of_a_batch(folder: Path, server: BatchProvider) -> None:
+    """A dispatched call that is tagged "batch" may be at its provider, and stays held."""
+    with viaticum.tagged(batch="nightly"):
+        run_job(folder, server.url, wait=False)
+    job = Job.load(job_folder(folder / "out.jsonl"))
+    with Ledger(folder / "ledger.db") as ledger:
+        key = f"{job.budget}/lost"
+        tags = {"model": "late", "batch": "nightly"}
+        ledger.reserve(
+            job.budget, key, {"late": TokenCount(1, 1)}, {"late": Price(1, 1)}, tags=tags, dispatch=True
+        )
+    run_job(folder, server.url, deadline=None)
+    with Ledger(folder / "ledger.db") as ledger:
+        hold = ledger.hold(key)
+        assert hold is not None
+        assert hold.state != "void"
+
+
+@pytest.mark.parametrize("name", ["model", "provider_batch", "expected"])
+def test_tags_that_viaticum_sets_are_not_for_callers(name: str) -> None:
+    with pytest.raises(InputError, match=name), viaticum.tagged(**{name: "x"}):
+        pass
 
 
 @pytest.mark.parametrize("form", FORMS)
