@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from viaticum.agents.workflow.settings import LIVE_OUTCOMES
-from viaticum.budgets import Entry, Ledger
+from viaticum.budgets import Entry, Ledger, default_path
 from viaticum.errors import InputError, ViaticumError
 from viaticum.files import whole_lines
 from viaticum.routers.query import PlanRow, QueryRouter
@@ -173,6 +173,16 @@ class WatchedRouter(QueryRouter):
                 append_change(self._folder, change)
         except InputError as error:
             _log.warning("%s", error)
+
+
+def folder_of(where: str | Path | None) -> Path:
+    """The folder of a ledger, where `changes.jsonl` is; that of this user's ledger for one that is no file.
+
+    where: as `Ledger` takes it.
+    """
+    text = str(where or default_path())
+    is_file = "://" not in text and not text.startswith("memory:")
+    return (Path(text).expanduser() if is_file else default_path()).absolute().parent
 
 
 def append_change(folder: Path, change: ModelChange) -> None:

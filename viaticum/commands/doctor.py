@@ -247,13 +247,10 @@ def _ledger(where: str | None) -> Iterator[Finding]:
 
 def _changes(where: str | None) -> Iterator[Finding]:
     """Models that were found to have changed since a router was fitted, in the last 30 days."""
-    from viaticum.agents.workflow.watched_router import current_changes
-    from viaticum.budgets import default_path
+    from viaticum.agents.workflow.watched_router import current_changes, folder_of
 
-    is_file = where is not None and "://" not in where and where != "memory:"
-    folder = Path(where).expanduser().parent if where is not None and is_file else default_path().parent
     since = (datetime.now(UTC) - timedelta(days=RECENT_DAYS)).isoformat()
-    for change in current_changes(folder).values():
+    for change in current_changes(folder_of(where)).values():
         if change.at >= since:
             yield Finding(
                 "changes",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from viaticum.commands.budget import Where
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.progress import ProgressBar
 from viaticum.commands.router_arena import arena
@@ -87,6 +88,7 @@ def show(
     folder: Folder,
     question: Annotated[str, typer.Argument(help="The question.")],
     as_json: JsonFlag = False,
+    where: Where = None,
 ) -> None:
     """The routing table of one question, and the plans on the frontier of accuracy and cost."""
     from viaticum.agents.workflow.serialization import row_to_json
@@ -94,7 +96,7 @@ def show(
     from viaticum.types import Query
 
     router, query = RTRRouter.load(folder), Query(question)
-    changes = _changes_of(router)
+    changes = _changes_of(router, where)
     if changes:
         router = router.with_changes(changes)
     rows, plans = list(router.table(query)), _frontier(router.plans_for(query))
@@ -242,19 +244,19 @@ def dismiss(
     folder: Folder,
     model: Annotated[str, typer.Argument(help="A model that is said to have changed.")],
     as_json: JsonFlag = False,
+    where: Where = None,
 ) -> None:
     """Take back that a model has changed: it is trusted as before, and watched anew from now on."""
-    from viaticum.agents.workflow.watched_router import append_change, now
-    from viaticum.budgets import default_path
+    from viaticum.agents.workflow.watched_router import append_change, folder_of, now
     from viaticum.errors import UnknownName
     from viaticum.routers.query.change_detection import DISMISSED, ModelChange
     from viaticum.routers.query.rtr import RTRRouter
 
     router = RTRRouter.load(folder)
-    changes = _changes_of(router)
+    changes = _changes_of(router, where)
     if model not in changes:
         raise UnknownName("model that has changed", model, sorted(changes))
-    append_change(default_path().parent, ModelChange(model, router.profiles()[model], now(), DISMISSED, 0))
+    append_change(folder_of(where), ModelChange(model, router.profiles()[model], now(), DISMISSED, 0))
     if as_json:
         typer.echo(json.dumps({"dismissed": model}))
         return
@@ -264,12 +266,11 @@ def dismiss(
 app.command()(arena)
 
 
-def _changes_of(router: RTRRouter) -> dict[str, ModelChange]:
-    """Changes of its models since it was fitted, that were noticed in calls of the default ledger."""
-    from viaticum.agents.workflow.watched_router import current_changes
-    from viaticum.budgets import default_path
+def _changes_of(router: RTRRouter, where: str | None) -> dict[str, ModelChange]:
+    """Changes of its models since it was fitted, that were noticed in calls of the ledger."""
+    from viaticum.agents.workflow.watched_router import current_changes, folder_of
 
-    return current_changes(default_path().parent, router.profiles())
+    return current_changes(folder_of(where), router.profiles())
 
 
 def _tokens(row: Row, tokens: int) -> str:

@@ -20,6 +20,8 @@ from viaticum.agents.workflow.watched_router import (
     CHANGES,
     EXPECTED,
     WatchedRouter,
+    append_change,
+    current_changes,
     expected_tags,
     read_changes,
 )
@@ -320,3 +322,25 @@ def test_it_is_shown(router: RTRRouter, tmp_path: Path, monkeypatch: pytest.Monk
     assert "tiny has changed" not in shown.output
     as_json = CliRunner().invoke(app, ["router", "show", str(tmp_path / "router"), a_query(5).text, "--json"])
     assert set(json.loads(as_json.stdout)["changed_models"]) == {"big"}
+
+
+def test_a_ledger_elsewhere_is_named(
+    router: RTRRouter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIATICUM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("VIATICUM_LEDGER", raising=False)
+    monkeypatch.setattr("viaticum.routers.query.rtr.Encoder", lambda name, **_: Words())
+    job = tmp_path / "job"
+    job.mkdir()
+    change = ModelChange("big", router.profiles()["big"], "2026-01-01T00:00:00+00:00", "longer", 50)
+    append_change(job, change)
+    saved, ledger = str(tmp_path / "router"), str(job / "ledger.db")
+    router.save(Path(saved))
+    for where, changed in (([], set()), (["--ledger", ledger], {"big"})):
+        shown = CliRunner().invoke(app, ["router", "show", saved, a_query(5).text, "--json", *where])
+        assert shown.exit_code == 0, shown.output
+        assert set(json.loads(shown.stdout)["changed_models"]) == changed
+    done = CliRunner().invoke(app, ["router", "dismiss", saved, "big", "--ledger", ledger])
+    assert done.exit_code == 0, done.output
+    assert current_changes(job, router.profiles()) == {}
+    assert not (tmp_path / "home" / CHANGES).exists()
