@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from viaticum.agents.openai_api.files import ExpiresAfter
 from viaticum.agents.openai_api.parsing import StrictForm, parse_body
 from viaticum.agents.openai_api.responses import Count
+from viaticum.errors import InputError
 
 Endpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/embeddings"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
@@ -33,6 +34,7 @@ Status = Literal[
 UNFINISHED: tuple[Status, ...] = ("validating", "in_progress", "finalizing", "cancelling")
 MAX_LINES = 50_000  # of one batch, as at OpenAI
 MAX_ID = 512  # characters of a custom_id
+MAX_DEPTH = 250  # of objects and lists in one another; bodies of live requests may have 200
 MAX_ERRORS = 100  # errors of a file that a batch names
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WINDOW = re.compile(r"([1-9]\d{0,5})([smhd])")
@@ -186,10 +188,18 @@ def new_batch(id: str, request: BatchRequest, now: int) -> BatchObject:
 
 
 def lines_of(rows: Iterable[bytes]) -> Iterator[Line]:
-    """The requests of a file that `errors_of` found nothing wrong with. Blank lines are passed over."""
+    """The requests of a file that `errors_of` found nothing wrong with. Blank lines are passed over.
+
+    Raises:
+        InputError: a line is wrong nevertheless: the file has changed since.
+    """
     for number, row in _rows(rows):
-        found = json.loads(row)
-        yield Line(number, found["custom_id"], json.dumps(found["body"]).encode())
+        try:
+            found = json.loads(row)
+            line = Line(number, found["custom_id"], json.dumps(found["body"]).encode())
+        except (ValueError, TypeError, LookupError, RecursionError):
+            raise InputError(f"line {number} of the input file is no request any more") from None
+        yield line
 
 
 def errors_of(rows: Iterable[bytes], endpoint: str, max_bytes: int) -> tuple[int, list[BatchError]]:
@@ -238,6 +248,8 @@ def _problem(row: bytes, endpoint: str, seen: dict[str, int], number: int) -> Pr
         return "invalid_json_line", "this line is no JSON", None
     if not isinstance(found, dict):
         return "invalid_json_line", "this line is no JSON object", None
+    if row.count(b"{") + row.count(b"[") > MAX_DEPTH and _is_deeper(found, MAX_DEPTH):
+        return "invalid_json_line", f"this line has more than {MAX_DEPTH} levels of objects and lists", None
     for name in ("custom_id", "method", "url", "body"):
         if found.get(name) is None:
             return "missing_required_parameter", f"{name} is missing", name
@@ -255,6 +267,17 @@ def _problem(row: bytes, endpoint: str, seen: dict[str, int], number: int) -> Pr
     if found["body"].get("stream"):
         return "invalid_body", "body.stream: a line of a batch has no stream", "body.stream"
     return None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value has more levels of objects and lists: what reads it recursively would fail."""
+    level = [value]
+    for _ in range(levels):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _is_text(text: str) -> bool:

@@ -30,6 +30,7 @@ from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.batch_lines import Interrupted, LineAnswers, line_key
 from viaticum.agents.server.batch_store import BatchStore, StoredBatch, output_id, rows_of
 from viaticum.agents.server.service import Service
+from viaticum.errors import InputError
 from viaticum.files import JournalFile
 
 ENDED: tuple[Status, ...] = ("failed", "completed", "expired", "cancelled")
@@ -40,6 +41,10 @@ _UNANSWERED = {
     "cancelled": ("batch_cancelled", "The batch was cancelled before this request was made."),
     "expired": ("batch_expired", "The completion window ended before this request was made."),
 }
+
+
+class _InputChanged(Exception):
+    """The input file is no longer the one that was validated; further runs of the batch would fail too."""
 
 
 class BatchRun:
@@ -95,7 +100,8 @@ class BatchRun:
         try:
             if not await self._reload():
                 return
-            if self.batch["status"] == "validating" and not await self._validate():
+            is_counted = self.batch["status"] != "validating" and self._total > 0
+            if not is_counted and not await self._validate():
                 return
             await self.service.run_with_files(self._recall)
             await self.refresh()
@@ -107,6 +113,8 @@ class BatchRun:
                 await self._finalize()
         except FileNotFoundError:
             await self._fail([_error("file_not_found", "the input file was deleted")])
+        except _InputChanged as error:
+            await self._fail([_error("invalid_json_line", str(error))])
         finally:
             for journal in self._journals.values():
                 await self.service.run_with_files(journal.close)
@@ -190,9 +198,12 @@ class BatchRun:
 
     def _unanswered(self) -> Iterator[Line]:
         path = self.store.content_path(self.batch["input_file_id"])
-        for line in lines_of(rows_of(path)):
-            if line.custom_id not in self._finished:
-                yield line
+        try:
+            for line in lines_of(rows_of(path)):
+                if line.custom_id not in self._finished:
+                    yield line
+        except InputError as error:
+            raise _InputChanged(str(error)) from None
 
     # --- the journal, in threads --------------------------------------------------------------------------
 

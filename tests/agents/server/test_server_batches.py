@@ -15,8 +15,10 @@ import pytest
 from openai_server import OpenAIServer, running_server, spec_for
 from viaticum_server import WORD, RunningServer, chat_body, serving, wait_until, write_catalogue
 
+from viaticum.agents.openai_api.batches import new_batch, parse_batch_request
 from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.batch_run import ENDED
+from viaticum.agents.server.batch_store import StoredBatch
 from viaticum.catalogue import Catalogue
 from viaticum.models.remote.request import load_litellm
 
@@ -156,6 +158,7 @@ def test_lines_of_the_responses_api_are_kept_as_live_ones(client: openai.OpenAI)
         (b'"text"\n', "invalid_json_line", 1),
         (b"\xff\xfe\n", "invalid_json_line", 1),
         (b"[" * 100_000 + b"\n", "invalid_json_line", 1),
+        (jsonl(line("a")).replace(b'"fast"', b"[" * 900 + b"]" * 900), "invalid_json_line", 1),
         (jsonl(line("a"), line("b"), line("a")), "duplicate_custom_id", 3),
         (jsonl({**line("a"), "url": "/v1/embeddings"}), "invalid_url", 1),
         (jsonl({**line("a"), "method": "GET"}), "invalid_method", 1),
@@ -403,6 +406,18 @@ def test_at_the_cap_of_a_key_lines_fail_and_the_batch_completes(tmp_path: Path) 
         server.assert_settled()
 
 
+def test_levels_of_a_line(client: openai.OpenAI) -> None:
+    """Up to the limit a line is answered as a live request; beyond it the batch fails, and ends."""
+    for levels, is_taken in ((248, True), (249, False), (960, False), (975, False), (987, False)):
+        deep = jsonl(line("a", metadata="m")).replace(b'"m"', b'{"a": ' * levels + b"1" + b"}" * levels)
+        batch = ended(client, create(client, jsonl(line("b")) + deep))
+        if is_taken:
+            assert batch.request_counts.completed == 1
+            assert rows(client, batch.error_file_id)["a"]["response"]["status_code"] == 400
+        else:
+            assert (batch.status, batch.errors.data[0].line) == ("failed", 2)
+
+
 def test_what_does_not_fit_beside_others_waits_for_them(tmp_path: Path) -> None:
     """Worst cases of lines that run at once exceed the budget; each alone fits, and so all are answered."""
     with serving(tmp_path, concurrency=8) as server:
@@ -430,6 +445,25 @@ def test_cancel_lets_running_lines_end_and_begins_no_other(tmp_path: Path) -> No
         assert {each["error"]["code"] for each in failed.values()} == {"batch_cancelled"}
         assert {each["response"] for each in failed.values()} == {None}
         server.assert_settled()
+
+
+def test_a_batch_that_is_cancelled_before_it_begins_names_all_its_lines(tmp_path: Path) -> None:
+    with serving(tmp_path) as server, sdk(server) as client:
+        file = client.files.create(
+            file=("in.jsonl", jsonl(*(line(f"{n}") for n in range(3)))), purpose="batch"
+        )
+        asked = parse_batch_request(
+            json.dumps({"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}).encode()
+        )
+        made = new_batch("batch_early", asked, int(time.time()))
+        made["status"], made["cancelling_at"] = "cancelling", int(time.time())
+        assert server.service.files is not None
+        server.service.files.add_batch(StoredBatch(made, "@serve", "", "serve", None))
+        batch = ended(client, client.batches.retrieve("batch_early"))
+        assert (batch.status, batch.request_counts.total, batch.request_counts.failed) == ("cancelled", 3, 3)
+        failed = rows(client, batch.error_file_id)
+        assert {each["error"]["code"] for each in failed.values()} == {"batch_cancelled"}
+        assert failed.keys() == {"0", "1", "2"}
 
 
 def test_a_batch_expires(tmp_path: Path) -> None:
