@@ -41,6 +41,7 @@ from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.state import Allowance
 from viaticum.agents.workflow.telemetry import record_feedback
+from viaticum.agents.workflow.watched_router import now
 from viaticum.budgets import Budget, Ledger
 from viaticum.checks import checked_count, checked_seconds, checked_text, checked_type
 from viaticum.display import html_facts
@@ -398,7 +399,9 @@ class Viaticum:
         """Record whether an answer was right in `outcomes.jsonl` of the folder; returns that file.
 
         `viaticum router refit` learns from that file. An answer of several calls is recorded for its last
-        pair, without tokens and cost if other pairs had a part in them.
+        pair, without tokens and cost if other pairs had a part in them. A router that watches its models
+        compares the share of right answers with the expected one: give feedback on a random sample of
+        answers. Feedback on bad answers alone raises an alarm, whatever the model does.
 
         Raises:
             InputError: no pair gave the answer, or an argument is of another type.
@@ -424,9 +427,9 @@ class Viaticum:
             finish_reason=answer.finish_reason,
         )
         expected = self.router.expectation(as_query(question, "auto", ()), answer.routes[-1].row)
-        others = {}
+        others: dict[str, object] = {"at": now()}
         if expected is not None and is_only_pair:
-            others = {"expected_accuracy": answer.routes[-1].row.accuracy, "profile": expected.profile}
+            others |= {"expected_accuracy": answer.routes[-1].row.accuracy, "profile": expected.profile}
         append_outcome(self._settings.home / LIVE_OUTCOMES, row, others)
         record_feedback(str(pair), correct, answer.routes[-1].row.accuracy if is_only_pair else None)
         return self._settings.home / LIVE_OUTCOMES

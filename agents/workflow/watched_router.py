@@ -149,15 +149,19 @@ class WatchedRouter(QueryRouter):
             self._watches[model].add_call(expected, written, None if is_cached else post.nanousd)
 
     def _read_answers(self) -> None:
-        """The lines of `feedback` that are new."""
+        """The lines of `feedback` that are new; those from before a change was taken back do not count."""
         if self._folder is None:
             return
         for number, line in _records(self._folder / LIVE_OUTCOMES, self._answers_read):
             self._answers_read = number
-            model, accuracy = line.get("model"), line.get("expected_accuracy")
-            if not isinstance(accuracy, float) or self._profiles.get(str(model)) != line.get("profile"):
+            model, accuracy = str(line.get("model")), line.get("expected_accuracy")
+            if not isinstance(accuracy, float) or self._profiles.get(model) != line.get("profile"):
                 continue
-            self._watches[str(model)].add_answer(accuracy, line.get("correct") is True)
+            if model in self._since and str(line.get("at", "")) <= self._since[model]:
+                continue
+            question = line.get("question_id")
+            answer = None if question is None else f"{question} {line.get('strategy')}"
+            self._watches[model].add_answer(accuracy, line.get("correct") is True, answer)
 
     def _tell(self, change: ModelChange) -> None:
         self._changes[change.model] = change

@@ -26,7 +26,9 @@ STAKES = (0.1, 0.3, 0.6)  # parts of a stake that are bet, each by a detector of
 MOST_BEYOND_P90 = 0.2  # share of calls beyond their 90% quantile that is still expected
 MOST_ON_A_SIDE = 0.65  # and above, or below, their median
 MARGIN = 0.1  # by which accuracy may differ from what was expected
-RECENT = 200  # calls, and answers, that are kept to tell what became of them
+RECENT = 200  # calls that are kept to tell what became of them
+KEPT_ANSWERS = 2_000  # among which one that is judged again counts once
+MOST_SHIFT = 0.25  # of accuracy, by answers alone: who gave feedback on which is not known
 LEAST_SINCE = 25  # calls since a change, before it is told: fewer do not say what it is
 PRIOR_ANSWERS = 10
 FEWEST = 10  # calls that a factor is taken from
@@ -173,17 +175,20 @@ class ModelWatch:
     def __init__(self) -> None:
         self._detectors = {kind: EDetector() for kind in KINDS if kind != DISMISSED}
         self._calls: deque[tuple[Expectation, int, int | None]] = deque(maxlen=RECENT)
-        self._answers: deque[float] = deque(maxlen=RECENT)
+        self._answers: dict[object, tuple[float, bool]] = {}  # the oldest first
+        self._is_corrected = False  # whether an answer was judged anew, which its detectors do not know yet
         self.count = 0
 
     @property
     def evidence(self) -> float:
         """Of a false alarm's bound: at `CALLS_TO_FALSE_ALARM` the model has changed."""
+        self._apply_corrections()
         return fmean(each.evidence for each in self._detectors.values())
 
     @property
     def kind(self) -> str:
         """The strongest evidence."""
+        self._apply_corrections()
         return max(self._detectors, key=lambda kind: self._detectors[kind].evidence)
 
     @property
@@ -212,10 +217,36 @@ class ModelWatch:
         below.update(amount < median, MOST_ON_A_SIDE)
         beyond.update(amount > high, MOST_BEYOND_P90)
 
-    def add_answer(self, accuracy: float, correct: bool) -> None:
-        """An answer that is known to be right or wrong. accuracy: as expected."""
+    def add_answer(self, accuracy: float, correct: bool, answer: str | None = None) -> None:
+        """An answer that is known to be right or wrong.
+
+        Args:
+            accuracy: as expected.
+            correct: whether it is right.
+            answer: identifies it; of several judgements of one answer the last counts. None for an answer of
+                its own.
+        """
+        name = object() if answer is None else answer
+        before = self._answers.get(name)
+        self._answers[name] = accuracy, correct
+        if before is not None:
+            self._is_corrected |= before != (accuracy, correct)
+            return
         self.count += 1
-        self._answers.append(correct - accuracy)
+        if len(self._answers) > KEPT_ANSWERS:
+            del self._answers[next(iter(self._answers))]
+        self._bet_on_answer(accuracy, correct)
+
+    def _apply_corrections(self) -> None:
+        """Bet again, from the oldest answer on, where one was judged anew."""
+        if not self._is_corrected:
+            return
+        self._is_corrected = False
+        self._detectors |= {"worse": EDetector(), "better": EDetector()}
+        for accuracy, correct in self._answers.values():
+            self._bet_on_answer(accuracy, correct)
+
+    def _bet_on_answer(self, accuracy: float, correct: bool) -> None:
         self._detectors["worse"].update(not correct, 1 - accuracy + MARGIN)
         self._detectors["better"].update(correct, accuracy + MARGIN)
 
@@ -229,8 +260,9 @@ class ModelWatch:
         paid = [(cost, each.cost_mean) for each, _, cost in calls if cost is not None]
         mean = _steady(sum(cost for cost, _ in paid), sum(mean for _, mean in paid), len(paid))
         if is_about_answers:
-            known = list(self._answers)[-since:]
+            known = [correct - expected for expected, correct in self._answers.values()][-since:]
             accuracy = sum(known) / (len(known) + PRIOR_ANSWERS)
+            accuracy = min(MOST_SHIFT, max(-MOST_SHIFT, accuracy))
         return ModelChange(
             model, profile, at, self.kind, self.count, _factors(lengths), (*_factors(costs), mean), accuracy
         )

@@ -13,6 +13,7 @@ from viaticum.routers.query.change_detection import (
     CALLS_TO_FALSE_ALARM,
     MARGIN,
     MOST_ON_A_SIDE,
+    MOST_SHIFT,
     EDetector,
     Expectation,
     ModelChange,
@@ -125,6 +126,29 @@ def test_answers_that_are_known_are_told(before: float, after: float) -> None:
     assert change.kind == ("better" if after > before else "worse")
     assert change.accuracy * (after - before) > 0
     assert abs(change.accuracy) == pytest.approx(0.25, abs=0.15)
+
+
+def test_an_answer_that_is_judged_again_counts_once() -> None:
+    again, corrected, plain = ModelWatch(), ModelWatch(), ModelWatch()
+    for number in range(200):
+        again.add_answer(0.8, False, "the same")
+        corrected.add_answer(0.8, False, f"answer {number}")
+    assert again.count == 1
+    assert again.evidence < 10
+    assert corrected.changed
+    for number in range(200):
+        corrected.add_answer(0.8, number % 5 > 0, f"answer {number}")
+        plain.add_answer(0.8, number % 5 > 0)
+    assert not corrected.changed, "the last judgement counts"
+    assert corrected.evidence == pytest.approx(plain.evidence)
+    assert (corrected.count, corrected.kind) == (200, plain.kind)
+
+
+def test_feedback_alone_moves_accuracy_within_bounds() -> None:
+    watch = ModelWatch()
+    for _ in range(300):
+        watch.add_answer(0.9, False)
+    assert watch.change("m", "p", "2026-01-01").accuracy == -MOST_SHIFT
 
 
 def test_a_window_has_no_more_evidence_than_all_calls() -> None:
