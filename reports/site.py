@@ -1,8 +1,9 @@
 """A folder of pages over many jobs: a report on each, an index with trends, and what was spent.
 
-A page is made anew where its job changed since, so that a site over a year of jobs is kept up in seconds.
-`site.json` says what was made from what. Leaves out the pages themselves (`build`, `site_index`,
-`spending_page`).
+A page is made anew where what it shows changed since (rows, ledger, shadow samples, feedback, tables), so
+that a site over a year of jobs is kept up in seconds; one whose ledger could not be read is made each time.
+`site.json` says what was made from what. A copy of a job's folder is the same job. Leaves out the pages
+themselves (`build`, `site_index`, `spending_page`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,17 @@ from viaticum.jobs import JOB, ROWS, Job
 from viaticum.reports.ledger_history import found_ledger
 from viaticum.reports.numbers import read_numbers
 from viaticum.reports.page import write_page, write_sections
+from viaticum.reports.shadow import LIVE_OUTCOMES
 from viaticum.reports.site_index import INDEX_LINKS, RUN_LINKS, SUMMARY, index_page, summary_of
 from viaticum.reports.spending import read_tables
 from viaticum.reports.spending_page import NOTE, facts_of, spending_sections
+from viaticum.shadow_samples import SHADOWS
 
 FORMAT = 1
 SITE, INDEX, SPENDING, SPENDING_CSV, RUNS = "site.json", "index.html", "spending.html", "spending.csv", "runs"
 CSV_BY = ("week", "team", "key", "budget", "model")
 FIELDS = {"path", "page", "state", *SUMMARY}  # of a run in `site.json`
+_UNREADABLE = (BudgetError, MissingExtra, InputError, OSError, sqlite3.Error)  # a ledger
 _SKIPPED = ("node_modules", "__pycache__")  # and hidden folders: no jobs are there
 
 
@@ -45,7 +50,7 @@ class Site:
         index: its first page.
         runs: what `site.json` says of each job, the newest first.
         made: how many of their pages were made, the others being there already.
-        warnings: jobs and ledgers that could not be read.
+        warnings: jobs and ledgers that could not be read, and copies of jobs.
     """
 
     index: Path
@@ -86,21 +91,23 @@ def build_site(
             f"no job in {', '.join(map(str, folders))}; name a folder that holds RESULTS.jsonl.job"
         )
     (site / RUNS).mkdir(parents=True, exist_ok=True)
-    records, warnings, made = list[dict[str, Any]](), list[str](), 0
+    found, warnings = _without_copies(found, ledger)
+    records, made, heads = list[dict[str, Any]](), 0, cache(_heads)
     for number, folder in enumerate(found):
         report("reports", number, len(found))
-        state = _state_of(folder, outcomes, ledger)
+        state = _state_of(folder, outcomes, ledger, heads)
         record = before.get(str(folder))
-        if record is None or record["state"] != state or not (site / record["page"]).is_file():
+        is_kept = record is not None and state and record["state"] == state
+        if record is None or not is_kept or not (site / record["page"]).is_file():
             try:
-                record = _write_run(folder, site, outcomes, ledger)
+                record = _write_run(folder, site, outcomes, ledger, state)
             except MissingExtra:
                 raise
             except ViaticumError as error:
                 warnings.append(f"left out: {folder}: {error}")
                 continue
             made += 1
-        records.append({**record, "path": str(folder), "state": state})
+        records.append({**record, "path": str(folder)})
     report("reports", len(found), len(found))
     records.sort(key=lambda each: (each["began"], each["path"]), reverse=True)
     spending, more = _write_spending(found, site, ledger)
@@ -163,28 +170,98 @@ def _read_before(site: Path, force: bool) -> dict[str, dict[str, Any]]:
         return {}  # damaged: every page is made anew
 
 
-def _state_of(folder: Path, outcomes: Sequence[str | Path] | None, ledger: str | None) -> str:
-    """Changes when the job does, or what its report is made of."""
-    paths = [folder / JOB, folder / ROWS, *map(Path, outcomes or ())]
+def _address(job: Job, folder: Path, ledger: str | None) -> str:
+    """The address or the whole path of a job's ledger; raises `InputError` where it is gone."""
+    address = ledger or found_ledger(job.ledger, folder)
+    return address if "://" in address else str(Path(address).resolve())
+
+
+def _without_copies(folders: Sequence[Path], ledger: str | None) -> tuple[list[Path], list[str]]:
+    """The folders, of copies of a job the one that changed last, and a warning of each other copy.
+
+    Jobs are the same where one budget of one ledger pays.
+    """
+    same = dict[tuple[str, str], list[Path]]()
+    for folder in folders:
+        try:
+            job = Job.load(folder)
+        except ViaticumError:  # told where its page is made
+            same["", str(folder)] = [folder]
+            continue
+        try:
+            address = _address(job, folder, ledger)
+        except InputError:
+            address = job.ledger
+        same.setdefault((address, job.budget), []).append(folder)
+    newest = {max(copies, key=_changed_at): copies for copies in same.values()}
+    warnings = [
+        f"left out: {each}: it is the same job as {kept}, which changed last; both are of one budget in one"
+        " ledger"
+        for kept, copies in newest.items()
+        for each in copies
+        if each != kept
+    ]
+    return [each for each in folders if each in newest], warnings
+
+
+def _changed_at(folder: Path) -> int:
+    """When a job's rows or settings changed last, in ns."""
+    return max(path.stat().st_mtime_ns for path in (folder / JOB, folder / ROWS) if path.is_file())
+
+
+def _heads(address: str) -> dict[str, tuple[int, str]]:
+    """By budget, the end of the chain its entries are in, which each entry moves; none if not readable."""
+    try:
+        with Ledger(address, read_only=True) as ledger:
+            heads = ledger.chain_heads()
+            above = {each.name: each.parent for each in ledger.budgets()}
+    except _UNREADABLE:
+        return {}
+    found = {}
+    for name in above:
+        root = name
+        while (parent := above.get(root)) is not None:
+            root = parent
+        if root in heads:
+            found[name] = heads[root]
+    return found
+
+
+def _state_of(
+    folder: Path,
+    outcomes: Sequence[str | Path] | None,
+    ledger: str | None,
+    heads: Callable[[str], dict[str, tuple[int, str]]],
+) -> str:
+    """Changes when the job does, or what its report is made of; "" where the ledger does not tell."""
+    try:
+        job = Job.load(folder)
+        address = _address(job, folder, ledger)
+    except ViaticumError:
+        return ""
+    head = heads(address).get(job.budget)
+    if head is None:
+        return ""
+    own = (folder / name for name in (JOB, ROWS, SHADOWS, LIVE_OUTCOMES))
     states = []
-    for path in paths:
+    for path in (*own, *map(Path, outcomes or ())):
         try:
             found = path.stat()
             states.append(f"{path} {found.st_size} {found.st_mtime_ns}")
         except OSError:
             states.append(f"{path} -")
-    return digest([*states, ledger])[:16]
+    return digest([*states, address, *head])[:16]
 
 
 def _write_run(
-    folder: Path, site: Path, outcomes: Sequence[str | Path] | None, ledger: str | None
+    folder: Path, site: Path, outcomes: Sequence[str | Path] | None, ledger: str | None, state: str
 ) -> dict[str, Any]:
     numbers = read_numbers([folder], outcomes=list(outcomes) if outcomes else None, ledger=ledger)
     (run,) = numbers.runs
     kept = re.sub(r"[^A-Za-z0-9._-]+", "-", run.run.name)[:60].strip("-.") or "run"
     page = f"{RUNS}/{kept}-{digest(str(folder))[:8]}.html"
     atomic_write(site / page, write_page(numbers, run.run.name, RUN_LINKS))
-    return {"page": page, **summary_of(run)}
+    return {"page": page, "state": state if run.history else "", **summary_of(run)}
 
 
 def _write_spending(folders: Sequence[Path], site: Path, ledger: str | None) -> tuple[bool, list[str]]:
@@ -192,8 +269,7 @@ def _write_spending(folders: Sequence[Path], site: Path, ledger: str | None) -> 
     addresses, warnings = dict[str, None](), list[str]()
     for folder in folders:
         try:
-            address = ledger or found_ledger(Job.load(folder).ledger, folder)
-            addresses[address if "://" in address else str(Path(address).resolve())] = None
+            addresses[_address(Job.load(folder), folder, ledger)] = None
         except ViaticumError as error:
             warnings.append(f"not in the spending: {folder.name}: {error}")
     with ExitStack() as stack:
@@ -201,7 +277,7 @@ def _write_spending(folders: Sequence[Path], site: Path, ledger: str | None) -> 
         for address in addresses:
             try:
                 ledgers.append(stack.enter_context(Ledger(address, read_only=True)))
-            except (BudgetError, MissingExtra, InputError, OSError, sqlite3.Error) as error:
+            except _UNREADABLE as error:
                 warnings.append(f"not in the spending: the ledger at {address}: {error}")
         if not ledgers:
             for name in (SPENDING, SPENDING_CSV):

@@ -73,7 +73,7 @@ def index_page(runs: Sequence[Mapping[str, Any]], warnings: Sequence[str], spend
     sentence = f"{count(len(runs), 'run')}{when}: {usd(spent)} spent{of}."
     notices = [f"{each[:1].upper()}{each[1:]}." for each in warnings[:10]]
     if len(warnings) > 10:
-        notices.append(f"And {len(warnings) - 10} more that could not be read.")
+        notices.append(f"And {len(warnings) - 10} more that are left out.")
     links = (("spending", "spending.html"), ("CSV", "spending.csv")) if spending else ()
     sections = [*_trends(runs), _runs_table(runs)]
     facts = (("runs", f"{len(runs):,}"), ("numbers", "site.json"))

@@ -5,23 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from job_runs import BEGAN, make_job, questions, write_table
+from job_runs import BEGAN, CHEAP, MIDDLE, make_job, questions, write_table
 from typer.testing import CliRunner
 
 from viaticum.budgets import Ledger
 from viaticum.cli import app
 from viaticum.errors import InputError
 from viaticum.jobs import ROWS, Job, read_rows, row_line
+from viaticum.outcomes import append_outcome
 from viaticum.reports import read_numbers
 from viaticum.reports.chart_rendering import money_ticks
+from viaticum.reports.shadow import LIVE_OUTCOMES
 from viaticum.reports.site import build_site, find_jobs
 from viaticum.reports.trend_charts import shown_labels
+from viaticum.shadow_samples import SHADOWS, GivenAnswer, ShadowSample, append_sample
+from viaticum.types import Outcome, TokenCount
 
 
 @pytest.fixture
@@ -113,6 +118,66 @@ def test_a_page_is_made_anew_where_its_job_changed_and_goes_with_it(jobs: Path, 
         "three",
         "two",
     ]
+
+
+def test_a_page_is_made_anew_where_its_ledger_samples_or_feedback_changed(jobs: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "pages", jobs / "one.jsonl.job"
+    build_site([jobs], site)
+
+    def spent() -> int:
+        return next(int(each["spent"]) for each in records(site) if each["name"] == "one")
+
+    before = spent()
+    with Ledger(jobs / "one.db") as ledger:  # a call that nobody heard of when the site was made
+        posted = ledger.settle("night/lost/0", {"large": TokenCount(80, 90)}).nanousd
+    assert build_site([jobs], site).made == 1
+    assert spent() == before + posted > before
+    page = next((site / "runs").glob("one-*.html"))
+    assert "Against always asking one model" not in page.read_text(encoding="utf-8")
+    live, shadow = GivenAnswer(str(CHEAP), "1", 10, 0.1), GivenAnswer(str(MIDDLE), "2", 90, 0.2)
+    append_sample(folder / SHADOWS, ShadowSample("r", "q-0001", "large", live, shadow, equal=False))
+    assert build_site([jobs], site).made == 1
+    page_before = page.read_text(encoding="utf-8")
+    assert "Against always asking one model" in page_before
+    row = Outcome("live", "q-0001", "", "small", "pot", "1", True, 1, 1, 10, 0.1, "stop")
+    append_outcome(folder / LIVE_OUTCOMES, row)
+    assert build_site([jobs], site).made == 1
+    assert "feedback 1" in page.read_text(encoding="utf-8")
+    assert "feedback 1" not in page_before
+    assert build_site([jobs], site).made == 0
+
+
+def test_a_page_without_its_ledger_is_not_kept(jobs: Path, tmp_path: Path) -> None:
+    site, away = tmp_path / "pages", tmp_path / "away.db"
+    (jobs / "two.db").rename(away)
+    (jobs / "three" / "three.db").write_bytes(b"no ledger")
+    assert build_site([jobs], site).made == 4
+    assert build_site([jobs], site).made == 2
+    away.rename(jobs / "two.db")
+    assert build_site([jobs], site).made == 2
+    two = next(each for each in records(site) if each["name"] == "two")
+    assert two["spent"] == read_numbers([two["path"]]).runs[0].spent
+    assert build_site([jobs], site).made == 1
+
+
+def test_a_copy_of_a_job_counts_once_the_newest_and_is_told(jobs: Path, tmp_path: Path) -> None:
+    site, folder, copy = tmp_path / "pages", jobs / "one.jsonl.job", jobs / "copies" / "one.jsonl.job"
+    alone = build_site([jobs], site).runs
+    shutil.copytree(folder, copy)
+    for newer, older in ((folder, copy), (copy, folder)):
+        for path, seconds in ((newer, 2_000_000_000), (older, 1_900_000_000)):
+            for file in path.iterdir():
+                os.utime(file, (seconds, seconds))
+        made = build_site([jobs], site)
+        paths = {each["path"] for each in made.runs}
+        assert (str(newer) in paths, str(older) in paths) == (True, False)
+        assert [each["spent"] for each in made.runs] == [each["spent"] for each in alone]
+        (warning,) = made.warnings
+        assert f"{older}: it is the same job as {newer}," in warning
+        index = (site / "index.html").read_text(encoding="utf-8")
+        assert "4 runs, 2026-11-21 to 2026-12-06" in index
+        assert "it is the same job as" in index
+        assert len(list((site / "runs").iterdir())) == 4
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_there(jobs: Path, tmp_path: Path) -> None:
