@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from viaticum.agents.openai_api.embeddings import parse_embeddings
 from viaticum.agents.openai_api.errors import shutting_down
 from viaticum.agents.server.admission import RateLimitExceeded
 from viaticum.agents.server.auth import Caller
+from viaticum.agents.server.batch_budget import may_fit
 from viaticum.agents.server.channel import Channel
 from viaticum.agents.server.completion_run import checked_completion, whole_response
 from viaticum.agents.server.embeddings import Embeddings
@@ -29,9 +31,11 @@ from viaticum.agents.server.service import Service
 from viaticum.agents.workflow.calls import posted_nanousd
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.budgets.tagging import tagged
+from viaticum.errors import BudgetExceeded
 
 TRIES = 6  # of a line whose provider is busy or away, and that cost nothing yet
 LONGEST_WAIT = 60.0  # seconds between two of them
+LONGEST_BUDGET_WAIT = 10.0  # seconds until a line that did not fit beside running calls is asked again
 BUSY = (429, 502, 503)
 SHUTTING_DOWN = "shutting_down"
 
@@ -93,8 +97,9 @@ class LineAnswers:
         request_id = f"req_{key}"
         REQUEST_ID.set(request_id)
         at_work = self._at_work.setdefault(caller.scope, LinesAtWork())
-        tries = 0
+        tries = waits = 0
         while True:
+            refusal: BudgetExceeded | None = None
             try:
                 with tagged(batch=batch):
                     body = await self._ask(caller, endpoint, key, line, halt, at_work)
@@ -103,17 +108,24 @@ class LineAnswers:
                 raise
             except Exception as error:
                 found = api_error(error)
+                refusal = error if isinstance(error, BudgetExceeded) else None
             code = found.error["code"]
             if code == SHUTTING_DOWN or self.service.draining:
                 raise Interrupted
-            if code == "budget_exceeded" and at_work.running:
-                await _unless(halt, at_work.ended.wait())
+            if refusal is not None and (at_work.running or await self._may_fit(caller, refusal)):
+                wait = min(LONGEST_BUDGET_WAIT, 0.25 * 2.0 ** min(waits, 6))
+                await _unless(halt, _woken(at_work.ended, wait))
+                waits += 1
                 continue
             tries += 1
             if found.status not in BUSY or tries == TRIES or await self._has_cost(endpoint, key):
                 return LineAnswer(found.status, request_id, found.body)
             wait = min(LONGEST_WAIT, max(found.retry_after or 0, 2.0 ** (tries - 1)))
             await _unless(halt, asyncio.sleep(wait))
+
+    async def _may_fit(self, caller: Caller, refusal: BudgetExceeded) -> bool:
+        ledger = self.service.client.ledger
+        return await self.service.run_in_thread(may_fit, ledger, caller.scope, refusal)
 
     async def _has_cost(self, endpoint: str, key: str) -> bool:
         """Whether tries of a line were charged, of which a further one would be charged again."""
@@ -227,6 +239,11 @@ def line_key(batch: str, line: Line) -> str:
 
 def response_id(api: CompletionAPI, key: str) -> str:
     return f"{api.id_prefix}{key}"
+
+
+async def _woken(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
 
 
 async def _unless(halt: asyncio.Event, awaited: Any) -> None:

@@ -21,6 +21,8 @@ from viaticum.agents.server.batch_run import ENDED
 from viaticum.agents.server.batch_store import StoredBatch
 from viaticum.catalogue import Catalogue
 from viaticum.models.remote.request import load_litellm
+from viaticum.money import Price
+from viaticum.types import TokenCount
 
 CHAT = "/v1/chat/completions"
 WORDS = "Seven times six is forty-two. The answer is 42."
@@ -425,6 +427,27 @@ def test_what_does_not_fit_beside_others_waits_for_them(tmp_path: Path) -> None:
         with sdk(server, server.keys.create("alice", scope="team")[0]) as client:
             batch = ended(client, create(client, jsonl(*(line(f"{n}", max_tokens=1000) for n in range(10)))))
             assert (batch.request_counts.completed, batch.request_counts.failed) == (10, 0)
+
+
+def test_a_line_waits_for_holds_of_others_and_not_for_calls_that_were_lost(tmp_path: Path) -> None:
+    """What a sibling holds comes back; what an unknown call holds does not."""
+    with serving(tmp_path) as server:
+        ledger = server.client.ledger
+        ledger.create("team", limit_nanousd=1500 * WORD)
+        for name in ("alice", "bob"):
+            ledger.create(f"team/{name}", parent="team")
+        with sdk(server, server.keys.create("alice", scope="team/alice")[0]) as client:
+            for ends in (ledger.void, ledger.abandon):
+                key = ends.__name__
+                price = Price(WORD * 10**6, WORD * 10**6)
+                usage = {"fast": TokenCount(1000, 0)}
+                ledger.reserve("team/bob", key, usage, {"fast": price}, dispatch=ends == ledger.abandon)
+                batch = create(client, jsonl(line("a", max_tokens=1000)))
+                time.sleep(0.7)
+                assert client.batches.retrieve(batch.id).status == "in_progress"
+                ends(key)
+                counts = ended(client, batch).request_counts
+                assert (counts.completed, counts.failed) == ((1, 0) if ends == ledger.void else (0, 1))
 
 
 def test_cancel_lets_running_lines_end_and_begins_no_other(tmp_path: Path) -> None:
