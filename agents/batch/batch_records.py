@@ -39,7 +39,8 @@ class ProviderBatch:
         maybe_sent: it may be at the provider, though its id is not known.
         state: as the provider told last.
         next_look, wait: Unix time of the next look, and seconds from the last look to it.
-        missing, incomplete: looks in a row at which the provider did not know it, or had lost results.
+        missing: looks in a row at which the provider did not know it, or gave no results of it.
+        incomplete: looks at which results were missing.
         unknown_since: Unix time from which on it may be at the provider without our knowledge.
     """
 

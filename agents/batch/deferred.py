@@ -203,7 +203,8 @@ class DeferredRows:
             ready, refused = self._prepare(of_model)
             direct += refused
             while ready and not self._is_stopped(model):
-                left = self._send_some(model, ready, all_money=all_money)
+                left, refused = self._send_some(model, ready, all_money=all_money)
+                direct += refused
                 if len(left) == len(ready):
                     break
                 ready = left
@@ -304,8 +305,14 @@ class DeferredRows:
         cache = self.tools.cache
         return None if cache is None else cache.key(each.call, each.claim.parameters)
 
-    def _send_some(self, model: str, ready: list[_Prepared], *, all_money: bool) -> list[_Prepared]:
-        """Send one batch of the first rows; returns those that are left, all of them where no money is."""
+    def _send_some(
+        self, model: str, ready: list[_Prepared], *, all_money: bool
+    ) -> tuple[list[_Prepared], list[PlannedRow]]:
+        """Send one batch of the first rows.
+
+        Returns:
+            rows that are left, all of them where no money is; rows that the ledger holds nothing for.
+        """
         api = self._batches.api(model)
         left = self.ledger.budget(self.tools.job).left_nanousd
         money = None if left is None else (left if all_money else left // SETTLED_SHARE)
@@ -318,29 +325,34 @@ class DeferredRows:
                 break
             chunk.append(each)
         if not chunk:
-            return ready
+            return ready, []
         name = f"{self.tools.job}_{self._journal.next_number}"
-        held = self._reserve(chunk, name)
+        held, refused = self._reserve(chunk, name)
         if held:
             batch = self._new_batch(name, model, held)
             requests = (api.line(batch.custom_id(each.planned.row.number), each.body) for each in held)
             self._journal.prepare(batch, requests)
             self._calls[name] = {each.claim.parameters for each in held}
             self._batches.advance(batch)
-        sent = {each.claim.key for each in held}
-        return [each for each in ready if each.claim.key not in sent]
+        through = {each.claim.key for each in (*held, *refused)}
+        others = [each for each in ready if each.claim.key not in through]
+        return others, [each.planned for each in refused]
 
-    def _reserve(self, chunk: Sequence[_Prepared], name: str) -> list[_Prepared]:
-        """Hold the rows of a batch; returns those that fit. They count as sent from here on."""
+    def _reserve(self, chunk: Sequence[_Prepared], name: str) -> tuple[list[_Prepared], list[_Prepared]]:
+        """Hold the rows of a batch; returns those that fit, which count as sent from here on.
+
+        Then those that cannot be held for another reason than money, such as a model that is not allowed:
+        asked directly, the row says which.
+        """
         claims = [replace(each.claim, tags={**each.claim.tags, BATCH_TAG: name}) for each in chunk]
-        held: list[_Prepared] = []
+        held, refused = list[_Prepared](), list[_Prepared]()
         holds = self.ledger.reserve_many(self.tools.resources.budget, claims, lease=LEASE, dispatch=True)
         for each, hold in zip(chunk, holds, strict=True):
             if isinstance(hold, Hold):
                 held.append(each)
             elif not isinstance(hold, BudgetExceeded):
-                raise hold
-        return held
+                refused.append(each)
+        return held, refused
 
     def _new_batch(self, name: str, model: str, rows: Sequence[_Prepared]) -> ProviderBatch:
         policies = (each.planned.policy for each in rows if not each.planned.row.names_model)

@@ -169,15 +169,16 @@ class ProviderBatches:
         return retry_after(error)
 
     def _rejected(self, batch: ProviderBatch, error: ViaticumError, status: int | None) -> None:
-        """The provider takes no such request: the batch was not created, or is not known any more."""
+        """The provider takes no such request: it has not created the batch, or has lost it or its results."""
+        ended = batch.state is not None and batch.state.ended
         if not batch.id and not batch.maybe_sent:
             _log.warning("%s: %s; its %d rows are asked directly", batch.name, error, len(batch.keys))
             self.refused(batch.model)
             self._give_back(batch)
-        elif status == 404 or not batch.id:
+        elif status == 404 or not batch.id or ended:
             batch.missing += 1
             if batch.missing >= MISSING_LOOKS:
-                _log.warning("%s: the provider has lost it; what it cost is unknown", batch.name)
+                _log.warning("%s: the provider has lost it (%s); its cost is unknown", batch.name, error)
                 self._end(batch, {}, {}, lost=set(batch.keys))
         else:  # such as a cancellation that came too late
             _log.info("%s: %s", batch.name, error)

@@ -64,7 +64,7 @@ class AnthropicBatches(BatchAPI):
             state = _state(batch)
             if state.total != name.requests or state.id in name.others:
                 continue
-            if not state.ended or batch.results_url is None:
+            if not state.ended or not state.files:
                 undecided = True
             elif any(line.custom_id.startswith(f"{name.name}_") for line in self._first(state)):
                 return state
@@ -84,6 +84,8 @@ class AnthropicBatches(BatchAPI):
         return _state(self._client.messages.batches.cancel(id))
 
     def results(self, state: BatchState) -> Iterator[BatchLine]:
+        if not state.files:  # removed by the provider, or not there yet: its client would raise
+            return
         for each in self._client.messages.batches.results(state.id):
             kind = each.result.type
             body = each.result.message.to_dict(mode="json") if each.result.type == "succeeded" else {}
@@ -108,6 +110,7 @@ def _state(batch: Any) -> BatchState:
         done,
         counts.succeeded if ended else None,
         done + counts.processing,
+        files=(batch.results_url,) if batch.results_url else (),
     )
 
 

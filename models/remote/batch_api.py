@@ -48,7 +48,7 @@ class BatchState:
         succeeded: requests that were answered and are billed; None where it does not say.
         total: requests of the batch.
         input_file: id of the uploaded file; "" for none.
-        files: ids of the files with results.
+        files: ids or addresses of the files with results; () where there are none.
         failure: why the whole batch failed, in the provider's words; "" where it did not.
         is_full: it failed because too much is waiting at the provider already.
     """

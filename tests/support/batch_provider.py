@@ -113,6 +113,7 @@ class BatchProvider(ThreadingHTTPServer):
         self.log: list[str] = []
         self.repeats = True  # some lines of results are there twice
         self.pause = 0.0  # of a direct call
+        self.archived = False  # the results of Anthropic's batches that have ended are removed
         self._ids = count(1)
 
     @property
@@ -427,6 +428,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _anthropic(self, batch: StubBatch) -> dict[str, Any]:
         ended = batch.is_through
+        readable = ended and not self.server.archived
         fates = self._fates(batch) if ended else []
         counts = {
             "succeeded": sum(fate in BILLED for fate in fates),
@@ -445,9 +447,9 @@ class _Handler(BaseHTTPRequestHandler):
             "created_at": at,
             "expires_at": at,
             "ended_at": at if ended else None,
-            "archived_at": None,
+            "archived_at": at if ended and self.server.archived else None,
             "cancel_initiated_at": at if batch.stopped is not None else None,
-            "results_url": f"{self.server.url}/v1/messages/batches/{batch.id}/results" if ended else None,
+            "results_url": f"{self.server.url}/v1/messages/batches/{batch.id}/results" if readable else None,
         }
 
     def list_messages(self) -> None:

@@ -19,6 +19,7 @@ import viaticum
 import viaticum.agents.batch.deferral as deferral
 import viaticum.agents.batch.provider_batches as provider_batches
 from viaticum.agents.batch import job_folder, preview_batch
+from viaticum.agents.batch.deferred import DeferredRows
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
@@ -188,6 +189,51 @@ def test_a_batch_that_the_provider_lost_stays_charged(
     assert (found.missing, found.double, found.unknown) == (0, 0, EVEN)
 
 
+@pytest.mark.parametrize("succeeded", [True, False])
+def test_an_ended_batch_whose_results_are_gone_stays_charged(
+    folder: Path, server: BatchProvider, succeeded: bool
+) -> None:
+    """Anthropic removes results after 29 days: the batch has ended then, and has no address of results."""
+    server.archived = True
+    if not succeeded:
+        server.fate = lambda number: "error"
+    ended = run_job(folder, server.url, "anthropic")
+    assert ended.job.ending == "completed"
+    check(folder, server, late=0, unknown=EVEN if succeeded else 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_results_that_are_refused_for_good_are_lost(
+    folder: Path, server: BatchProvider, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider_batches, "MISSING_LOOKS", 3)
+    name = "files/file_output-*/content" if form == "openai" else "messages/batches/*/results"
+    server.faults[f"GET /v1/{name}"] = [400] * 1_000
+    ended = run_job(folder, server.url, form)
+    assert ended.job.ending == "completed"
+    check(folder, server, late=0, unknown=EVEN)
+    assert log_of(server, f"GET /v1/{name}") == 3
+
+
+def test_a_row_that_cannot_be_held_is_asked_directly_and_its_neighbours_wait(
+    folder: Path, server: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = DeferredRows._reserve
+
+    def another_call_came_first(self: DeferredRows, chunk: Any, name: str) -> Any:
+        usage, prices = {"late": TokenCount(1, 1)}, {"late": Price(1, 1)}
+        self.ledger.reserve(self.tools.job, chunk[2].claim.key, usage, prices, parameters="another")
+        return reserve(self, chunk, name)
+
+    monkeypatch.setattr(DeferredRows, "_reserve", another_call_came_first)
+    ended = run_job(folder, server.url)
+    assert ended.job.ending == "completed"
+    assert server.direct.keys() >= {("now", 1)}
+    assert len(next(iter(server.batches.values())).requests) == EVEN - 1
+    assert sum(model == "late" for model, _ in server.direct) == 1
+    assert all(row.correct for row in rows_in(folder))
+
+
 def test_a_wrong_key_ends_the_job_and_a_right_one_goes_on(folder: Path, server: BatchProvider) -> None:
     server.faults["POST /v1/files"] = [401]
     with pytest.raises(AuthenticationFailed):
@@ -308,7 +354,7 @@ def rows_worst(folder: Path, server: BatchProvider) -> int:
     run_job(folder, server.url, wait=False)
     scope = Job.load(job_folder(folder / "out.jsonl")).budget
     with Ledger(folder / "ledger.db") as ledger:
-        held = [hold.held_nanousd for hold in ledger.holds(scope) if "batch" in hold.tags]
+        held = [hold.held_nanousd for hold in ledger.holds(scope) if "provider_batch" in hold.tags]
     run_job(folder, server.url, cancel=True)
     for path in (*job_folder(folder / "out.jsonl").iterdir(), folder / "out.jsonl"):
         path.unlink()
