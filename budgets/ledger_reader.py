@@ -215,13 +215,7 @@ class LedgerReader:
     def newest_calls(self, last: int) -> list[tuple[Hold, Entry]]:
         """The newest posts of all budgets with their holds, the newest first, at most so many."""
         limit = checked_count("last", last)
-
-        def action(rows: Rows) -> list[tuple[Hold, Entry]]:
-            posts = {entry.key: entry for entry in rows.newest_posts(limit) if entry.key is not None}
-            found = rows.find(list(posts))
-            return [(found[key], entry) for key, entry in posts.items() if key in found]
-
-        return self._store.read(action)
+        return self._store.read(lambda rows: _settled_calls(rows, limit, 0))
 
     @property
     def folder(self) -> Path | None:
@@ -229,13 +223,18 @@ class LedgerReader:
         path = getattr(self._store, "path", None)
         return None if path is None else Path(path).absolute().parent
 
-    def newest_posts(self, last: int, after: int = 0) -> list[Entry]:
-        """The newest posts of all budgets, the newest first, at most so many.
+    def newest_and_open_calls(self, last: int, after: int = 0) -> tuple[list[tuple[Hold, Entry]], list[Hold]]:
+        """The newest settled calls, as `newest_calls` has them, and the open holds, as of one moment.
 
-        after: only entries with ids above this one.
+        after: only posts with ids above this one.
         """
         limit, above = checked_count("last", last), checked_count("after", after, 0)
-        return self._store.read(lambda rows: rows.newest_posts(limit, above))
+
+        def action(rows: Rows) -> tuple[list[tuple[Hold, Entry]], list[Hold]]:
+            open_holds = [*rows.holds(None, "reserved"), *rows.holds(None, "dispatched")]
+            return _settled_calls(rows, limit, above), open_holds
+
+        return self._store.read(action)
 
     def chain_heads(self) -> dict[str, tuple[int, str]]:
         """The end of each chain: number of entries and hash of the last one, by root."""
@@ -271,6 +270,12 @@ class LedgerReader:
         if isinstance(rows, WriteBuffer):
             return rows.chain_of(lineage[0], self._now)
         return Chain(rows, lineage[0], self._now())
+
+
+def _settled_calls(rows: Rows, last: int, after: int) -> list[tuple[Hold, Entry]]:
+    posts = {entry.key: entry for entry in rows.newest_posts(last, after) if entry.key is not None}
+    found = rows.find(list(posts))
+    return [(found[key], entry) for key, entry in posts.items() if key in found]
 
 
 def _checked_heads(heads: Heads) -> dict[str, tuple[int, str]]:

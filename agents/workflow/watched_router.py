@@ -14,14 +14,17 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from viaticum.agents.workflow.settings import LIVE_OUTCOMES
-from viaticum.budgets import Entry, Ledger, default_path
+from viaticum.agents.workflow.settled_calls import EXPECTED, SettledCalls
+from viaticum.budgets import Ledger, default_path
 from viaticum.errors import InputError, ViaticumError
 from viaticum.files import whole_lines
+from viaticum.questions import digest_of
 from viaticum.routers.query import PlanRow, QueryRouter
 from viaticum.routers.query.base import Knowledge
 from viaticum.routers.query.change_detection import DISMISSED, Expectation, ModelChange, ModelWatch
@@ -30,9 +33,7 @@ from viaticum.strategies import is_known
 from viaticum.types import Query, RoutingTable, Row
 
 CHANGES = "changes.jsonl"  # what was told, in the folder of the ledger
-WINDOW = 2_000  # newest posts that a process begins with
 REFRESH_SECONDS = 30.0
-EXPECTED = "expected"  # the tag
 _log = logging.getLogger("viaticum")
 
 
@@ -44,7 +45,7 @@ def expected_tags(router: QueryRouter, query: Query, row: Row) -> dict[str, str]
     if not is_known(row.pair.strategy) or get_strategy(row.pair.strategy).samples > 1:
         return {}
     expected = router.expectation(query, row)
-    return {} if expected is None else {EXPECTED: expected.text}
+    return {} if expected is None else {EXPECTED: replace(expected, question=digest_of(query.text)).text}
 
 
 class WatchedRouter(QueryRouter):
@@ -58,13 +59,13 @@ class WatchedRouter(QueryRouter):
     """
 
     def __init__(self, router: QueryRouter, ledger: Ledger, folder: Path | None) -> None:
-        self.router, self._ledger, self._folder = router, ledger, folder
+        self.router, self._folder = router, folder
         self._current, self._profiles = router, router.profiles()
         self._watches = {model: ModelWatch() for model in self._profiles}
         self._changes: dict[str, ModelChange] = {}
         self._since: dict[str, str] = {}  # by model, when a change was taken back
         self._lock = threading.Lock()
-        self._read_at, self._last_post, self._answers_read = float("-inf"), 0, 0
+        self._calls, self._read_at, self._answers_read = SettledCalls(ledger), float("-inf"), 0
 
     # The router
 
@@ -135,18 +136,12 @@ class WatchedRouter(QueryRouter):
             self._since[model], self._watches[model] = change.at, ModelWatch()
 
     def _read_posts(self) -> None:
-        posts = self._ledger.newest_posts(WINDOW, self._last_post)
-        for post in reversed(posts):
-            self._last_post = post.id
-            model, expected = post.note.get("tags", {}).get("model"), _expectation_of(post)
-            if expected is None or self._profiles.get(model) != expected.profile:
+        """Calls that were reserved before a change was taken back do not count."""
+        for call in self._calls.read():
+            if call.expected is None or self._profiles.get(call.model) != call.expected.profile:
                 continue
-            if post.at <= self._since.get(model, ""):
-                continue
-            counts = list(post.usage.values())
-            is_cached = any(each.cached_input_tokens or each.cache_write_tokens for each in counts)
-            written = sum(each.output_tokens for each in counts)
-            self._watches[model].add_call(expected, written, None if is_cached else post.nanousd)
+            if call.reserved_at > self._since.get(call.model, ""):
+                self._watches[call.model].add_call(call.expected, call.tokens, call.cost)
 
     def _read_answers(self) -> None:
         """The lines of `feedback` that are new; those from before a change was taken back do not count."""
@@ -245,11 +240,3 @@ def _records(path: Path, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]
             continue
         if isinstance(found, dict):
             yield number, found
-
-
-def _expectation_of(post: Entry) -> Expectation | None:
-    """None for a call without one, and for one that did not end by itself."""
-    text = post.note.get("tags", {}).get(EXPECTED)
-    if text is None or "result" not in post.note or post.note.get("was") == "unknown":
-        return None
-    return Expectation.parse(text)

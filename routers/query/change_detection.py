@@ -2,10 +2,15 @@
 
 An e-detector (Shin, Ramdas & Rinaldo 2023, arXiv 2203.03532, section 2: of Shiryaev-Roberts type) is a sum of
 bets against "as expected", one begun at each call: M_n = (M_{n-1} + 1) * L_n, where the factors L_n have a
-mean of at most 1 while the model is as expected. So E[M_n] <= n, and until M passes a bound A, on average at
-least A calls go by: the mean time to a false alarm, whatever the calls' order or dependence. The factors are
-bets of a fixed part of the stake on an event of a probability of at most m (Waudby-Smith & Ramdas 2024, arXiv
-2010.09686, section 4): L = 1 - c + c * seen / m.
+mean of at most 1, given the calls before, while the model is as expected. So E[M_n] <= n, and until M passes
+a bound A, on average at least A calls go by: the mean time to a false alarm. The factors are bets of a fixed
+part of the stake on an event of a probability of at most m, given the calls before (Waudby-Smith & Ramdas
+2024, arXiv 2010.09686, section 4): L = 1 - c + c * seen / m.
+
+So calls may depend on each other, but their order must not follow from their outcomes: they have to come as
+they were reserved, not as they were settled, and all that ended by themselves. The next question has to be
+none that is known to lie on one side of its expectation: one that was counted lately is left out, but similar
+questions, and answers that are judged because they are bad, are not known as such and raise false alarms.
 
 A mean of e-detectors is one, so that several kinds of evidence share one bound. Leaving calls out of the
 beginning only lowers M: what is read from a window of newest calls keeps the bound. Leaves out where the
@@ -53,6 +58,7 @@ class Expectation:
     """What a router expected of a call: output tokens, and nano-dollars.
 
     profile: which outcomes of the model it knows (`QueryRouter.profiles`).
+    question: its digest, by which equal ones are known; empty where that is not known.
     """
 
     tokens_p50: int
@@ -61,21 +67,22 @@ class Expectation:
     cost_p90: int
     cost_mean: int
     profile: str
+    question: str = ""
 
     @property
     def text(self) -> str:
         """As a tag of a hold."""
         counts = self.tokens_p50, self.tokens_p90, self.cost_p50, self.cost_p90, self.cost_mean
-        return " ".join(map(str, (*counts, self.profile)))
+        return " ".join(map(str, (*counts, self.question or "-", self.profile)))
 
     @classmethod
     def parse(cls, text: str) -> Expectation | None:
         """None for a text of another form."""
-        *counts, profile = text.split(" ")
+        *counts, question, profile = text.split(" ") if " " in text else ("", "")
         if len(counts) != 5 or not all(each.isdecimal() for each in counts):
             return None
         median, high, low_cost, high_cost, mean = map(int, counts)
-        return cls(median, high, low_cost, high_cost, mean, profile)
+        return cls(median, high, low_cost, high_cost, mean, profile, "" if question == "-" else question)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +205,15 @@ class ModelWatch:
         return is_beyond and self._detectors[self.kind].since >= LEAST_SINCE
 
     def add_call(self, expected: Expectation, tokens: int, cost: int | None) -> None:
-        """A call that ended by itself.
+        """A call that ended by itself. One of a question that was among the newest `RECENT` is left out.
 
         Args:
             expected: what was expected of it.
             tokens: written.
             cost: nano-dollars; None where it says nothing, as where a part of the prompt was cached.
         """
+        if expected.question and any(each.question == expected.question for each, _, _ in self._calls):
+            return
         self.count += 1
         self._calls.append((expected, tokens, cost))
         self._compare(("longer", "shorter", "much longer"), tokens, expected.tokens_p50, expected.tokens_p90)

@@ -31,6 +31,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.cli import app
 from viaticum.errors import InputError
 from viaticum.money import Price
+from viaticum.questions import digest_of
 from viaticum.routers.query import StaticRouter
 from viaticum.routers.query.change_detection import Expectation, ModelChange
 from viaticum.routers.query.fit import fit
@@ -283,6 +284,9 @@ def test_a_client_tags_its_calls_and_says_why(router: RTRRouter, tmp_path: Path)
         answer = client.solve(query.text)
         for hold in client.ledger.holds():
             assert hold.tags[EXPECTED].endswith(router.profiles()[hold.tags["model"]])
+            expected = Expectation.parse(hold.tags[EXPECTED])
+            assert expected is not None
+            assert expected.question == digest_of(query.text)
         path = client.feedback(query.text, answer, correct=False)
         line = json.loads(path.read_text().splitlines()[-1])
         assert line["at"] <= now()

@@ -92,11 +92,13 @@ def test_the_newest_calls_come_first(tmp_path: Path, where: str) -> None:
                 ledger.settle(f"{name}{n}", {"m": TokenCount(1, 1)}, json.dumps("no completion"))
         ledger.reserve("a", "open", {"m": TokenCount(1, 1)}, {}, unpriced=("m",))
         assert [hold.key for hold, _ in ledger.newest_calls(4)] == ["b2", "b1", "b0", "a2"]
-        posts = ledger.newest_posts(4)
-        assert [post.key for post in posts] == ["b2", "b1", "b0", "a2"]
-        assert [post.key for post in ledger.newest_posts(9, after=posts[2].id)] == ["b2", "b1"]
-        assert ledger.newest_posts(1, after=posts[1].id) == posts[:1]
-        assert ledger.newest_posts(9, after=posts[0].id) == []
+        calls, open_holds = ledger.newest_and_open_calls(4)
+        assert calls == ledger.newest_calls(4)
+        assert [hold.key for hold in open_holds] == ["open"]
+        posts = [post for _, post in calls]
+        assert [hold.key for hold, _ in ledger.newest_and_open_calls(9, posts[2].id)[0]] == ["b2", "b1"]
+        assert ledger.newest_and_open_calls(1, posts[1].id)[0] == calls[:1]
+        assert ledger.newest_and_open_calls(9, posts[0].id)[0] == []
         assert CallLatencies(ledger).of(Row(Pair("m", "cot"), 0.5, 1, 1, 1, 1)) is None
         ledger.void("open")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean, median
 
 import pytest
@@ -128,6 +129,18 @@ def test_answers_that_are_known_are_told(before: float, after: float) -> None:
     assert abs(change.accuracy) == pytest.approx(0.25, abs=0.15)
 
 
+def test_equal_questions_count_once() -> None:
+    watch, same = ModelWatch(), replace(EXPECTED, question="same")
+    for _ in range(300):
+        watch.add_call(same, 900, 9000)
+    assert watch.count == 1
+    assert watch.evidence < 10
+    for number in range(300):
+        watch.add_call(replace(EXPECTED, question=str(number)), 900, 9000)
+    assert watch.count == 301
+    assert watch.changed
+
+
 def test_an_answer_that_is_judged_again_counts_once() -> None:
     again, corrected, plain = ModelWatch(), ModelWatch(), ModelWatch()
     for number in range(200):
@@ -184,7 +197,9 @@ def test_certain_expectations_are_no_trouble() -> None:
 
 def test_texts_come_back() -> None:
     assert Expectation.parse(EXPECTED.text) == EXPECTED
-    for text in ("", "1 2 3", "1 2 3 4 x profile", "1 2 3 4 -5 profile"):
+    asked = replace(EXPECTED, question="0123456789abcdef")
+    assert Expectation.parse(asked.text) == asked
+    for text in ("", "1 2 3", "1 2 3 4 x - profile", "1 2 3 4 -5 - profile", "1 2 3 4 5 profile"):
         assert Expectation.parse(text) is None
     change = ModelChange("m", "p", "2026-01-01", "longer", 40, (2.0, 2.5), (2.0, 2.0, 2.1), -0.2)
     assert ModelChange.from_json(change.to_json()) == change
