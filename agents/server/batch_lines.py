@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from viaticum.agents.cancellation import CallerGone
 from viaticum.agents.openai_api.api import CompletionAPI
 from viaticum.agents.openai_api.batches import Line
 from viaticum.agents.openai_api.embeddings import parse_embeddings
-from viaticum.agents.openai_api.errors import shutting_down
+from viaticum.agents.openai_api.errors import model_not_found, shutting_down
 from viaticum.agents.server.admission import RateLimitExceeded
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.batch_budget import may_fit
@@ -38,6 +38,9 @@ LONGEST_WAIT = 60.0  # seconds between two of them
 LONGEST_BUDGET_WAIT = 10.0  # seconds until a line that did not fit beside running calls is asked again
 BUSY = (429, 502, 503)
 SHUTTING_DOWN = "shutting_down"
+
+
+Recall = Callable[[], Awaitable[Caller]]
 
 
 class Interrupted(Exception):
@@ -82,11 +85,12 @@ class LineAnswers:
         self._at_work: dict[str, LinesAtWork] = {}
 
     async def answer(
-        self, caller: Caller, endpoint: str, batch: str, line: Line, halt: asyncio.Event
+        self, recall: Recall, endpoint: str, batch: str, line: Line, halt: asyncio.Event
     ) -> LineAnswer:
         """The answer, or the error that stands for it.
 
         Args:
+            recall: returns the caller with what its key may do by now, or raises `Interrupted`.
             batch: its id.
             halt: set where lines that are not running yet shall not begin.
 
@@ -96,13 +100,14 @@ class LineAnswers:
         key = line_key(batch, line)
         request_id = f"req_{key}"
         REQUEST_ID.set(request_id)
+        caller = await recall()
         at_work = self._at_work.setdefault(caller.scope, LinesAtWork())
         tries = waits = 0
         while True:
             refusal: BudgetExceeded | None = None
             try:
                 with tagged(batch=batch):
-                    body = await self._ask(caller, endpoint, key, line, halt, at_work)
+                    body = await self._ask(recall, endpoint, key, line, halt, at_work)
                 return LineAnswer(200, request_id, body)
             except Interrupted:
                 raise
@@ -137,7 +142,7 @@ class LineAnswers:
 
     async def _ask(
         self,
-        caller: Caller,
+        recall: Recall,
         endpoint: str,
         key: str,
         line: Line,
@@ -149,9 +154,9 @@ class LineAnswers:
         api = self.apis.get(endpoint)
         try:
             if api is None:
-                label, body = await self._embed(caller, key, line, halt, at_work)
+                label, body = await self._embed(recall, key, line, halt, at_work)
             else:
-                label, body = await self._complete(api, caller, key, line, halt, at_work)
+                label, body = await self._complete(api, recall, key, line, halt, at_work)
             status = 200
             return body
         except Interrupted:
@@ -168,16 +173,17 @@ class LineAnswers:
     async def _complete(
         self,
         api: CompletionAPI,
-        caller: Caller,
+        recall: Recall,
         key: str,
         line: Line,
         halt: asyncio.Event,
         at_work: LinesAtWork,
     ) -> tuple[str, Mapping[str, Any]]:
         service, loop = self.service, asyncio.get_running_loop()
+        caller = await recall()
         request = await service.run_in_thread(api.parse, line.body)
         request = await checked_completion(service, api, caller, request)
-        await self._take_slot(caller, request.n or 1, halt)
+        caller = await self._take_slot(recall, request.model, request.n or 1, halt)
         channel: Channel[RunItem] = Channel(loop, stall_timeout=service.limits.timeout)
         run = Run(
             response_id(api, key),
@@ -202,11 +208,12 @@ class LineAnswers:
         return service.model_label(request.model), body
 
     async def _embed(
-        self, caller: Caller, key: str, line: Line, halt: asyncio.Event, at_work: LinesAtWork
+        self, recall: Recall, key: str, line: Line, halt: asyncio.Event, at_work: LinesAtWork
     ) -> tuple[str, Mapping[str, Any]]:
+        caller = await recall()
         request = await self.service.run_in_thread(parse_embeddings, line.body)
         self.embeddings.check_model(caller, request.model)
-        await self._take_slot(caller, 1, halt)
+        caller = await self._take_slot(recall, request.model, 1, halt)
         at_work.begin()
         try:
             body, _ = await self.service.run_in_taken_slot(
@@ -216,10 +223,17 @@ class LineAnswers:
             at_work.end()
         return request.model, body
 
-    async def _take_slot(self, caller: Caller, choices: int, halt: asyncio.Event) -> None:
-        """Wait for the caller's rate, then for a slot. Raises `Interrupted`."""
-        service, name = self.service, f"batch {caller.name}"
+    async def _take_slot(self, recall: Recall, model: str, choices: int, halt: asyncio.Event) -> Caller:
+        """Wait for the caller's rate, then for a slot; returns the caller as it is then.
+
+        Raises:
+            Interrupted: it is time to stop, or the caller may do nothing any more.
+            APIError: with status 404: it may not use the model any more.
+        """
+        service = self.service
         while True:
+            caller = await recall()
+            name = f"batch {caller.name}"
             try:
                 service.rate_limits.consume(name, caller.per_minute or service.limits.per_minute)
                 break
@@ -227,9 +241,16 @@ class LineAnswers:
                 await _unless(halt, asyncio.sleep(error.retry_after))
         service.rate_limits.charge(name, choices - 1)
         await _unless(halt, service.limiter.acquire_background(caller.name))
-        if service.draining:
+        try:
+            if service.draining:
+                raise Interrupted
+            caller = await recall()  # both waits may take hours
+            if not caller.may_use(model):
+                raise model_not_found(f"unknown model {model!r}")
+            return caller
+        except BaseException:
             service.limiter.release(caller.name, background=True)
-            raise Interrupted
+            raise
 
 
 def line_key(batch: str, line: Line) -> str:

@@ -12,6 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from viaticum.agents.openai_api.batches import (
@@ -87,7 +88,10 @@ class BatchRun:
         self.halt.set()
 
     async def refresh(self) -> None:
-        """Store the progress, and heed what was stored since: that the batch is to be cancelled."""
+        """Store the progress, and heed what has changed: the batch is cancelled, its key is revoked."""
+        if self.batch["status"] == "in_progress":
+            with suppress(Interrupted):
+                await self._current_caller()
         if self.batch["status"] in ("in_progress", "cancelling"):
             await self._change({})
             if self.batch["status"] == "cancelling" or time.time() >= self.batch["expires_at"]:
@@ -107,7 +111,7 @@ class BatchRun:
             await self.refresh()
             if self.is_incomplete:
                 await self._answer_lines()
-            if self._failure is not None:
+            if self._failure is not None and self.is_incomplete:
                 await self._fail([self._failure])
             elif not (self.is_interrupted or self.service.draining or self.batch["status"] in ENDED):
                 await self._finalize()
@@ -163,8 +167,9 @@ class BatchRun:
             if (line := await self.service.run_with_files(self._next, lines)) is None:
                 return
             try:
-                caller = await self._current_caller()
-                answer = await self.answers.answer(caller, self.batch["endpoint"], self.id, line, self.halt)
+                answer = await self.answers.answer(
+                    self._current_caller, self.batch["endpoint"], self.id, line, self.halt
+                )
             except Interrupted:
                 return
             row = answered_line(

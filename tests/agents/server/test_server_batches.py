@@ -543,6 +543,53 @@ def test_a_revoked_key_spends_nothing_more(tmp_path: Path) -> None:
         server.assert_settled()
 
 
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("waits_for", ["rate", "slot", "budget", "provider"])
+def test_lines_that_wait_lose_the_rights_that_their_key_loses(
+    tmp_path: Path, far: OpenAIServer, waits_for: str
+) -> None:
+    """What a key may no longer do, its lines do not, whatever they had to wait for."""
+    catalogue = Catalogue.load(write_catalogue(tmp_path)).with_models(spec_for(far, max_retries=0))
+    with serving(tmp_path, catalogue=catalogue, budget="10", concurrency=1) as server:
+        ledger = server.client.ledger
+        ledger.create("team", limit_nanousd=1500 * WORD)
+        scope = "team" if waits_for == "budget" else None
+        token, _ = server.keys.create("alice", per_minute=3 if waits_for == "rate" else None, scope=scope)
+        bob, _ = server.keys.create("bob")
+        live = threading.Thread(target=server.ask, args=("slow",), kwargs={"headers": bearer(bob)})
+        if waits_for == "slot":
+            live.start()
+            wait_until(lambda: server.service.limiter.running > 0)
+        far.script = [(503, {"retry-after": "3"}, "away")]
+        price = Price(WORD * 10**6, WORD * 10**6)
+        ledger.reserve("team", "held", {"fast": TokenCount(1000, 0)}, {"fast": price})
+        model = "far" if waits_for == "provider" else "fast"
+        with sdk(server, token) as client:
+            batch = create(client, jsonl(*(line(f"{n}", model, max_tokens=900) for n in range(4))))
+        files = server.service.files
+        assert files is not None
+        answered = 3 if waits_for == "rate" else 0
+        wait_until(lambda: files.unfinished()[0].batch["request_counts"]["completed"] == answered)
+        time.sleep(1.0)
+        asked, posted = len(far.requests), len(ledger.entries())
+        server.keys.revoke("alice")
+        before = time.monotonic()
+        wait_until(lambda: not files.unfinished())
+        assert time.monotonic() - before < 20
+        found = files.batch(batch.id, f"key alice@{scope or 'serve'}")
+        assert found is not None
+        assert (found["status"], found["request_counts"]["completed"]) == ("failed", answered)
+        assert len(far.requests) == asked
+        if waits_for == "slot":
+            live.join()
+        else:
+            assert len(ledger.entries()) == posted
+        assert server.service.limiter.running == 0
+
+
 def test_lines_keep_the_rate_and_the_models_of_their_key(tmp_path: Path) -> None:
     with serving(tmp_path, concurrency=4) as server:
         token, _ = server.keys.create("alice", per_minute=120, models=["fast"])
