@@ -5,6 +5,7 @@ Leaves out HTTP, where files are, and how a line is answered.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ MAX_ID = 512  # characters of a custom_id
 MAX_DEPTH = 250  # of objects and lists in one another; bodies of live requests may have 200
 MAX_ERRORS = 100  # errors of a file that a batch names
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 _WINDOW = re.compile(r"([1-9]\d{0,5})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 LONGEST_WINDOW = 14 * 86_400
@@ -209,7 +211,7 @@ def errors_of(rows: Iterable[bytes], endpoint: str, max_bytes: int) -> tuple[int
         rows: the lines of the file.
         max_bytes: of the body of a request.
     """
-    seen, errors, total = dict[str, int](), list[BatchError](), 0
+    seen, errors, total = dict[bytes, int](), list[BatchError](), 0
     for number, row in _rows(rows):
         total += 1
         problem = _too_long(row, max_bytes) or _problem(row, endpoint, seen, number)
@@ -241,7 +243,7 @@ def _too_long(row: bytes, max_bytes: int) -> Problem | None:
     return "request_too_large", f"the line has {len(row)} bytes; a request has {max_bytes} at most", None
 
 
-def _problem(row: bytes, endpoint: str, seen: dict[str, int], number: int) -> Problem | None:
+def _problem(row: bytes, endpoint: str, seen: dict[bytes, int], number: int) -> Problem | None:
     try:
         found = json.loads(row)
     except (ValueError, RecursionError):
@@ -256,7 +258,7 @@ def _problem(row: bytes, endpoint: str, seen: dict[str, int], number: int) -> Pr
     custom_id = found["custom_id"]
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_ID or not _is_text(custom_id):
         return "invalid_custom_id", f"custom_id is a text of 1 to {MAX_ID} characters", "custom_id"
-    if (first := seen.setdefault(custom_id, number)) != number:
+    if (first := seen.setdefault(id_digest(custom_id), number)) != number:
         return "duplicate_custom_id", f"custom_id {custom_id!r} stands in line {first} too", "custom_id"
     if found["method"] != "POST":
         return "invalid_method", f"method is POST, got {str(found['method'])[:20]!r}", "method"
@@ -267,6 +269,11 @@ def _problem(row: bytes, endpoint: str, seen: dict[str, int], number: int) -> Pr
     if found["body"].get("stream"):
         return "invalid_body", "body.stream: a line of a batch has no stream", "body.stream"
     return None
+
+
+def id_digest(custom_id: str) -> bytes:
+    """16 bytes that stand for a custom_id, of which there are 50,000 of up to 512 characters."""
+    return hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
@@ -286,6 +293,16 @@ def _is_text(text: str) -> bool:
 
 
 # --- output files ---------------------------------------------------------------------------------
+
+
+def output_row(line: Mapping[str, Any]) -> str:
+    """A line of an output file as text: in UTF-8 no longer than what it repeats of the input.
+
+    Only halves of characters, which have no UTF-8, and characters at which `str.splitlines` would split are
+    escaped.
+    """
+    text = json.dumps(line, ensure_ascii=False)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def answered_line(

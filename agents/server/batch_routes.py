@@ -66,7 +66,8 @@ class Batches:
         batch = new_batch(f"batch_{uuid.uuid4().hex}", asked, int(time.time()))
         expires = asked.output_expires_after
         seconds = None if expires is None else expires.seconds
-        self.store.add_batch(StoredBatch(batch, caller.owner, caller.name, caller.scope, seconds))
+        stored = StoredBatch(batch, caller.owner, caller.name, caller.scope, seconds)
+        self.store.add_batch(stored, file["bytes"])
         return batch
 
     async def list_batches(self, request: Request) -> Response:

@@ -23,7 +23,9 @@ from viaticum.agents.openai_api.batches import (
     answered_line,
     batch_usage,
     errors_of,
+    id_digest,
     lines_of,
+    output_row,
     unanswered_line,
 )
 from viaticum.agents.openai_api.errors import APIError
@@ -64,7 +66,7 @@ class BatchRun:
         self.halt = asyncio.Event()  # no further line begins
         self.is_interrupted = False  # it goes on later, here or in another server
         self._total = stored.batch["request_counts"]["total"]
-        self._finished: set[str] = set()  # custom ids
+        self._finished: set[bytes] = set()  # digests of custom ids
         self._counts = {"output": 0, "error": 0}
         self._usage = batch_usage(())
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
@@ -205,7 +207,7 @@ class BatchRun:
         path = self.store.content_path(self.batch["input_file_id"])
         try:
             for line in lines_of(rows_of(path)):
-                if line.custom_id not in self._finished:
+                if id_digest(line.custom_id) not in self._finished:
                     yield line
         except InputError as error:
             raise _InputChanged(str(error)) from None
@@ -220,12 +222,12 @@ class BatchRun:
 
     def _write(self, kind: Kind, row: Mapping[str, Any]) -> None:
         with self._write_lock:
-            self._journals[kind].append_line(json.dumps(row) + "\n")
+            self._journals[kind].append_line(output_row(row))
             self._note(kind, row)
 
     def _note(self, kind: str, row: Mapping[str, Any]) -> None:
         """Count a line that is written."""
-        self._finished.add(row["custom_id"])
+        self._finished.add(id_digest(row["custom_id"]))
         self._counts[kind] += 1
         if kind == "output":
             self._usage = batch_usage((self._usage, row["response"]["body"].get("usage") or {}))

@@ -23,6 +23,7 @@ LOOK_SECONDS = 5.0  # between two looks for batches of servers that are gone
 REFRESH_SECONDS = 1.0
 RENEW_SECONDS = 8.0
 CLEAN_SECONDS = 3_600.0
+MAX_RUNNING = 4  # batches of a key at once; others wait for one to end
 LONGEST_PAUSE = 60.0  # before a batch that failed for a reason of this machine is begun again
 _log = logging.getLogger("viaticum.server")
 
@@ -91,11 +92,19 @@ class BatchRunner:
             return
         if self._is_stopping or self._pauses.get(batch, (0.0, 0.0))[0] > time.monotonic():
             return
+        if self._has_to_wait(stored):
+            return
         if not await self._is_ours(stored) or not await self._own(batch):
             return
         run = self._runs[batch] = BatchRun(self.service, self.store, self.answers, stored)
         task = self._tasks[batch] = asyncio.create_task(self._run(run))
         task.add_done_callback(lambda _: self._tasks.pop(batch, None))
+
+    def _has_to_wait(self, stored: StoredBatch) -> bool:
+        """Whether as many batches of its key run as may; one that only has to be ended does not wait."""
+        if stored.batch["status"] == "cancelling" or time.time() >= stored.batch["expires_at"]:
+            return False
+        return sum(run.stored.owner == stored.owner for run in self._runs.values()) >= MAX_RUNNING
 
     async def _is_ours(self, stored: StoredBatch) -> bool:
         """Whether its key is one of this server, or was one and is revoked."""
@@ -123,6 +132,7 @@ class BatchRunner:
         finally:
             keeper.cancel()
             del self._runs[run.id]
+            self.wake()  # another may have its turn
             with suppress(ViaticumError):  # it ends by itself
                 ledger = self.service.client.ledger
                 await self.service.run_in_thread(ledger.end_lease, f"batch/{run.id}", self._owner)

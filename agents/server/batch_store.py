@@ -128,9 +128,18 @@ class BatchStore:
         return self.folder / id
 
     def check_room(self, owner: str, size: int) -> None:
-        """Raise `APIError` with status 413 where a key keeps too much to keep so many bytes more."""
+        """Raise `APIError` with status 413 where a key keeps too much to keep so many bytes more.
+
+        A batch that has not ended counts as the size of its input, for the output to come.
+        """
         used = self._row("SELECT coalesce(sum(bytes), 0) AS bytes FROM files WHERE owner = ?", owner)
-        left = self.bytes_a_key - (used["bytes"] if used else 0)
+        coming = self._row(
+            "SELECT coalesce(sum(files.bytes), 0) AS bytes FROM batches JOIN files"
+            " ON files.id = json_extract(batches.body, '$.input_file_id')"
+            f" WHERE batches.owner = ? AND batches.status IN {_UNFINISHED}",
+            owner,
+        )
+        left = self.bytes_a_key - sum(each["bytes"] for each in (used, coming) if each)
         if size > left:
             message = f"the files of this key may have {self.bytes_a_key} bytes, {max(0, left)} are left"
             raise APIError(413, f"{message}; delete some", code="storage_full")
@@ -240,8 +249,20 @@ class BatchStore:
 
     # --- batches ------------------------------------------------------------------------------------------
 
-    def add_batch(self, stored: StoredBatch) -> None:
-        """Keep a new batch. Raises `APIError` with status 400: its key has too many open ones."""
+    def add_batch(self, stored: StoredBatch, size: int = 0) -> None:
+        """Keep a new batch.
+
+        Args:
+            size: of its input, in bytes, for which there has to be room once more.
+
+        Raises:
+            APIError: with status 400: its key has too many open ones; with 413: it keeps too much.
+        """
+        with self._room_lock:
+            self.check_room(stored.owner, size)
+            self._add_batch(stored)
+
+    def _add_batch(self, stored: StoredBatch) -> None:
         batch = stored.batch
         row = self._row(
             f"SELECT count(*) AS open FROM batches WHERE owner = ? AND status IN {_UNFINISHED}", stored.owner

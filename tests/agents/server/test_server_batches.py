@@ -18,6 +18,7 @@ from viaticum_server import WORD, RunningServer, chat_body, serving, wait_until,
 from viaticum.agents.openai_api.batches import new_batch, parse_batch_request
 from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.batch_run import ENDED
+from viaticum.agents.server.batch_runner import MAX_RUNNING
 from viaticum.agents.server.batch_store import StoredBatch
 from viaticum.catalogue import Catalogue
 from viaticum.models.remote.request import load_litellm
@@ -360,6 +361,61 @@ def test_sizes(tmp_path: Path) -> None:
         else:
             assert answer.status_code == 413
         assert {each.stat().st_mode & 0o077 for each in (tmp_path / "files").iterdir()} == {0}
+
+
+def test_a_batch_needs_room_for_its_output(tmp_path: Path) -> None:
+    """What one that has not ended may write counts as much as its input."""
+    content = jsonl(*(line(f"{n}", "slow") for n in range(9)))
+    with serving(tmp_path, bytes_a_key=3 * len(content) - 1, concurrency=1) as server, sdk(server) as client:
+        first = create(client, content)
+        for refused in (
+            lambda: client.files.create(file=("b", content), purpose="batch"),
+            lambda: client.batches.create(
+                input_file_id=first.input_file_id, endpoint=CHAT, completion_window="24h"
+            ),
+        ):
+            with pytest.raises(openai.APIStatusError) as caught:
+                refused()
+            assert (caught.value.status_code, caught.value.code) == (413, "storage_full")
+        client.batches.cancel(first.id)
+        ended(client, first)
+
+
+def test_the_error_file_is_no_longer_than_the_ids_it_repeats(tmp_path: Path) -> None:
+    """Characters are not escaped to six or twelve bytes; those that split lines are."""
+    names = [f"{n}" + "\N{GRINNING FACE}" * 500 + "\u2028\x85\u2029" for n in range(8)]
+    content = b"".join(json.dumps(line(each), ensure_ascii=False).encode() + b"\n" for each in names)
+    with serving(tmp_path) as server, sdk(server) as client:
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        asked = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+        made = new_batch("batch_early", parse_batch_request(json.dumps(asked).encode()), int(time.time()))
+        made["status"], made["cancelling_at"] = "cancelling", int(time.time())
+        assert server.service.files is not None
+        server.service.files.add_batch(StoredBatch(made, "@serve", "", "serve", None))
+        batch = ended(client, client.batches.retrieve("batch_early"))
+        assert list(rows(client, batch.error_file_id)) == names
+        assert client.files.retrieve(batch.error_file_id).bytes < 2 * len(content)
+
+
+def test_a_key_has_so_many_batches_at_once(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=4) as server, sdk(server) as client:
+        made = [create(client, jsonl(line("a", "slow", max_tokens=30))) for _ in range(MAX_RUNNING + 3)]
+        for batch in made:
+            assert ended(client, batch).status == "completed"
+        found = [client.batches.retrieve(each.id) for each in made]
+        assert found[-1].in_progress_at is not None
+        blocked = [
+            create(client, jsonl(*(line(f"{n}", "slow") for n in range(99)))) for _ in range(MAX_RUNNING)
+        ]
+        waiting = create(client, jsonl(line("a")))
+        time.sleep(0.5)
+        assert client.batches.retrieve(waiting.id).status == "validating"
+        client.batches.cancel(blocked[0].id)
+        assert ended(client, waiting).status == "completed"
+        for batch in blocked:
+            client.batches.cancel(batch.id)
+        for batch in blocked:
+            assert ended(client, batch).status == "cancelled"
 
 
 def test_one_keys_files_and_batches_are_invisible_to_another(tmp_path: Path) -> None:
