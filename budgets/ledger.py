@@ -80,18 +80,22 @@ class Ledger(ScopeLedger):
         self.overruns: dict[str, int] = {}  # settled through this object: nano-dollars above the hold, by key
 
     def request_limit(
-        self, name: str, *, parent: str, limit_nanousd: int
+        self, name: str, *, parent: str, limit_nanousd: int, earlier: Mapping[str, int] | None = None
     ) -> AbstractContextManager[RequestLimit]:
         """Limit the calls of one request, in the context, without a scope that lasts.
 
         In the context `name` stands for a scope below `parent`, in `reserve`, `budget` and `lineage` of this
         object alone. What its calls hold and cost is held and posted in `parent`.
 
+        Args:
+            earlier: what calls of an earlier run of the request hold in `parent`, in nano-dollars by key:
+                it counts against further calls until they are settled.
+
         Raises:
             InputError: the name is blank, or the limit is not above zero.
             BudgetError: the name has a limit already.
         """
-        return self._requests.open(name, parent, limit_nanousd)
+        return self._requests.open(name, parent, limit_nanousd, earlier)
 
     def reserve(
         self,

@@ -9,7 +9,7 @@ the scope above keeps its holds. Leaves out scopes, which last: see `scopes`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,13 +20,19 @@ from viaticum.money import format_usd
 
 @dataclass
 class RequestLimit:
-    """One limit: what its calls hold, by key, and what they cost."""
+    """One limit: what its calls hold, by key, and what they cost.
+
+    Args:
+        earlier: what calls of an earlier run hold that may go on in this one. They count against further
+            calls, and not in `budget`, by which a plan is made: it may choose them again.
+    """
 
     name: str
     parent: str
     nanousd: int
     posted: int = 0
     held: dict[str, int] = field(default_factory=dict)
+    earlier: dict[str, int] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def budget(self) -> Budget:
@@ -44,8 +50,9 @@ class RequestLimit:
             BudgetExceeded: it does not fit; nothing is held.
         """
         with self.lock:
-            left = self.nanousd - self.posted - sum(self.held.values())
-            if wanted.key not in self.held and wanted.held_nanousd > left:
+            held = self.earlier | self.held
+            left = self.nanousd - self.posted - sum(held.values())
+            if wanted.key not in held and wanted.held_nanousd > left:
                 raise BudgetExceeded(
                     f"budget {self.name!r} has {format_usd(left)} left, the call may cost "
                     f"{format_usd(wanted.held_nanousd)}",
@@ -62,7 +69,9 @@ class RequestLimit:
     def end(self, key: str, nanousd: int) -> None:
         """Count what a call cost in place of its hold; once."""
         with self.lock:
-            if self.held.pop(key, None) is not None:
+            if key in self.held or key in self.earlier:
+                self.held.pop(key, None)
+                self.earlier.pop(key, None)
                 self.posted += nanousd
 
 
@@ -73,11 +82,13 @@ class RequestLimits:
         self._limits: dict[str, RequestLimit] = {}
 
     @contextmanager
-    def open(self, name: str, parent: str, nanousd: int) -> Iterator[RequestLimit]:
+    def open(
+        self, name: str, parent: str, nanousd: int, earlier: Mapping[str, int] | None = None
+    ) -> Iterator[RequestLimit]:
         checked_name("budget name", name)
         if checked_limit("nanousd", nanousd) is None:
             raise InputError("no limit given; give limit_nanousd")
-        limit = RequestLimit(name, parent, nanousd)
+        limit = RequestLimit(name, parent, nanousd, earlier=dict(earlier or {}))
         if self._limits.setdefault(name, limit) is not limit:
             raise BudgetError(f"the request {name!r} has a limit already; take another name")
         try:
@@ -91,5 +102,5 @@ class RequestLimits:
     def end(self, key: str, nanousd: int) -> None:
         """Count what a call cost in place of its hold, where it belongs to a request with a limit."""
         for limit in list(self._limits.values()):
-            if key in limit.held:
+            if key in limit.held or key in limit.earlier:
                 limit.end(key, nanousd)

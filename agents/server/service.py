@@ -39,9 +39,9 @@ from viaticum.agents.server.auth import Authenticator, Caller
 from viaticum.agents.server.batch_store import BatchStore
 from viaticum.agents.server.metrics import Metrics
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem
-from viaticum.agents.workflow.calls import posted_nanousd
+from viaticum.agents.workflow.calls import holds_of, posted_nanousd
 from viaticum.agents.workflow.settings import AUTO
-from viaticum.budgets.records import digest
+from viaticum.budgets.records import HELD_STATES, digest
 from viaticum.budgets.tagging import tagged
 from viaticum.errors import UnknownName, ViaticumError
 from viaticum.residency import Residency
@@ -253,10 +253,17 @@ class Service:
         limit = run.request.limit_nanousd
         if limit is None:
             return nullcontext()
-        if run.is_batch_line:  # what was paid before a kill, too
-            paid = (posted_nanousd(self.client.ledger, f"{run.id}-{n}") for n in range(run.request.n or 1))
-            limit = max(1, limit - sum(paid))
-        return self.client.ledger.request_limit(_scope_of(run), parent=run.caller.scope, limit_nanousd=limit)
+        ledger, earlier = self.client.ledger, dict[str, int]()
+        if run.is_batch_line:  # what was paid before a kill, too, and what calls that it cut still hold
+            for key in (f"{run.id}-{number}" for number in range(run.request.n or 1)):
+                limit -= posted_nanousd(ledger, key)
+                for hold in holds_of(ledger, key):
+                    if hold.state == "unknown":
+                        limit -= hold.held_nanousd
+                    elif hold.state in HELD_STATES:
+                        earlier[hold.key] = hold.held_nanousd
+        scope, limit = run.caller.scope, max(1, limit)
+        return ledger.request_limit(_scope_of(run), parent=scope, limit_nanousd=limit, earlier=earlier)
 
     def _completion_request(self, run: Run) -> CompletionRequest:
         """The request for the first choice."""

@@ -15,8 +15,9 @@ import pytest
 from openai_server import OpenAIServer, running_server, spec_for
 from viaticum_server import WORD, RunningServer, chat_body, serving, wait_until, write_catalogue
 
-from viaticum.agents.openai_api.batches import new_batch, parse_batch_request
+from viaticum.agents.openai_api.batches import Line, new_batch, parse_batch_request
 from viaticum.agents.responses_api.store import ResponseStore
+from viaticum.agents.server.batch_lines import line_key
 from viaticum.agents.server.batch_run import ENDED
 from viaticum.agents.server.batch_runner import MAX_RUNNING
 from viaticum.agents.server.batch_store import StoredBatch
@@ -504,6 +505,30 @@ def test_a_line_waits_for_holds_of_others_and_not_for_calls_that_were_lost(tmp_p
                 ends(key)
                 counts = ended(client, batch).request_counts
                 assert (counts.completed, counts.failed) == ((1, 0) if ends == ledger.void else (0, 1))
+
+
+@pytest.mark.parametrize("state", ["unknown", "dispatched", "reserved"])
+def test_the_budget_of_a_line_counts_what_it_holds_since_a_kill(tmp_path: Path, state: str) -> None:
+    """A call that a kill cut may be charged for: the line has the rest of its budget for a further one."""
+    with serving(tmp_path) as server, sdk(server) as client:
+        content = jsonl(
+            line("a", max_tokens=1000, budget="0.0015"), line("b", max_tokens=1000, budget="0.0015")
+        )
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        asked = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+        made = new_batch("batch_early", parse_batch_request(json.dumps(asked).encode()), int(time.time()))
+        key = f"chatcmpl-{line_key('batch_early', Line(1, 'a', b''))}-0/1"
+        usage, price = {"fast": TokenCount(1000, 0)}, Price(WORD * 10**6, WORD * 10**6)
+        ledger = server.client.ledger
+        ledger.reserve("serve", key, usage, {"fast": price}, dispatch=state != "reserved")
+        if state == "unknown":
+            ledger.abandon(key)
+        assert server.service.files is not None
+        server.service.files.add_batch(StoredBatch(made, "@serve", "", "serve", None))
+        batch = ended(client, client.batches.retrieve("batch_early"))
+        assert rows(client, batch.output_file_id).keys() == {"b"}
+        (failed,) = rows(client, batch.error_file_id).values()
+        assert failed["response"]["body"]["error"]["code"] == "budget_exceeded"
 
 
 def test_cancel_lets_running_lines_end_and_begins_no_other(tmp_path: Path) -> None:
