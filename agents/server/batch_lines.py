@@ -24,7 +24,7 @@ from viaticum.agents.server.admission import RateLimitExceeded
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.batch_budget import may_fit
 from viaticum.agents.server.channel import Channel
-from viaticum.agents.server.completion_run import checked_completion, whole_response
+from viaticum.agents.server.completion_run import whole_response
 from viaticum.agents.server.embeddings import Embeddings
 from viaticum.agents.server.run import REQUEST_ID, Run, RunItem, api_error
 from viaticum.agents.server.service import Service
@@ -180,10 +180,12 @@ class LineAnswers:
         at_work: LinesAtWork,
     ) -> tuple[str, Mapping[str, Any]]:
         service, loop = self.service, asyncio.get_running_loop()
-        caller = await recall()
-        request = await service.run_in_thread(api.parse, line.body)
-        request = await checked_completion(service, api, caller, request)
-        caller = await self._take_slot(recall, request.model, request.n or 1, halt)
+        caller = await self._take_rate(recall, halt)
+        request = await service.run_for_lines(api.parse, line.body)
+        service.rate_limits.charge(_rate_name(caller), (request.n or 1) - 1)
+        service.check_model(caller, request.model)
+        request = await service.run_for_lines(api.load, request, caller.owner)
+        caller = await self._take_slot(recall, request.model, halt)
         channel: Channel[RunItem] = Channel(loop, stall_timeout=service.limits.timeout)
         run = Run(
             response_id(api, key),
@@ -210,10 +212,10 @@ class LineAnswers:
     async def _embed(
         self, recall: Recall, key: str, line: Line, halt: asyncio.Event, at_work: LinesAtWork
     ) -> tuple[str, Mapping[str, Any]]:
-        caller = await recall()
-        request = await self.service.run_in_thread(parse_embeddings, line.body)
+        caller = await self._take_rate(recall, halt)
+        request = await self.service.run_for_lines(parse_embeddings, line.body)
         self.embeddings.check_model(caller, request.model)
-        caller = await self._take_slot(recall, request.model, 1, halt)
+        caller = await self._take_slot(recall, request.model, halt)
         at_work.begin()
         try:
             body, _ = await self.service.run_in_taken_slot(
@@ -223,23 +225,26 @@ class LineAnswers:
             at_work.end()
         return request.model, body
 
-    async def _take_slot(self, recall: Recall, model: str, choices: int, halt: asyncio.Event) -> Caller:
-        """Wait for the caller's rate, then for a slot; returns the caller as it is then.
+    async def _take_rate(self, recall: Recall, halt: asyncio.Event) -> Caller:
+        """Wait until the rate of the caller allows a line, right or wrong. Raises `Interrupted`."""
+        limits = self.service.limits
+        while True:
+            caller = await recall()
+            try:
+                per_minute = caller.per_minute or limits.per_minute
+                self.service.rate_limits.consume(_rate_name(caller), per_minute)
+                return caller
+            except RateLimitExceeded as error:
+                await _unless(halt, asyncio.sleep(error.retry_after))
+
+    async def _take_slot(self, recall: Recall, model: str, halt: asyncio.Event) -> Caller:
+        """Wait for a slot; returns the caller as it is then.
 
         Raises:
             Interrupted: it is time to stop, or the caller may do nothing any more.
             APIError: with status 404: it may not use the model any more.
         """
-        service = self.service
-        while True:
-            caller = await recall()
-            name = f"batch {caller.name}"
-            try:
-                service.rate_limits.consume(name, caller.per_minute or service.limits.per_minute)
-                break
-            except RateLimitExceeded as error:
-                await _unless(halt, asyncio.sleep(error.retry_after))
-        service.rate_limits.charge(name, choices - 1)
+        service, caller = self.service, await recall()
         await _unless(halt, service.limiter.acquire_background(caller.name))
         try:
             if service.draining:
@@ -251,6 +256,10 @@ class LineAnswers:
         except BaseException:
             service.limiter.release(caller.name, background=True)
             raise
+
+
+def _rate_name(caller: Caller) -> str:
+    return f"batch {caller.name}"
 
 
 def line_key(batch: str, line: Line) -> str:

@@ -85,6 +85,7 @@ class Service:
         self._call_threads = ThreadPoolExecutor(self.limits.concurrency, "viaticum-call")
         # Short work, such as reads of the ledger, that must not wait for a call.
         self._short_threads = ThreadPoolExecutor(2, "viaticum-short")
+        self._line_threads = ThreadPoolExecutor(1, "viaticum-line")
         self._file_threads = ThreadPoolExecutor(4, "viaticum-file")
         self.runs: set[Run] = set()
         self.draining = False
@@ -95,6 +96,10 @@ class Service:
     async def run_in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run a short function, such as one that reads the ledger, outside the event loop's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._short_threads, function, *args)
+
+    async def run_for_lines(self, function: Callable[..., Result], *args: Any) -> Result:
+        """As `run_in_thread`, for lines of batches, which live requests do not wait for."""
+        return await asyncio.get_running_loop().run_in_executor(self._line_threads, function, *args)
 
     async def run_with_files(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run a function that reads or writes a large file, which short ones do not wait for."""
@@ -181,6 +186,7 @@ class Service:
     def close(self) -> None:
         self._call_threads.shutdown()
         self._short_threads.shutdown()
+        self._line_threads.shutdown()
         self._file_threads.shutdown()
 
     # --- one request in a thread --------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from openai_server import OpenAIServer, running_server, spec_for
 from viaticum_server import WORD, RunningServer, chat_body, serving, wait_until, write_catalogue
 
 from viaticum.agents.openai_api.batches import Line, new_batch, parse_batch_request
+from viaticum.agents.openai_api.chat import ChatCompletions
 from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.batch_lines import line_key
 from viaticum.agents.server.batch_run import ENDED
@@ -676,12 +677,29 @@ def test_lines_keep_the_rate_and_the_models_of_their_key(tmp_path: Path) -> None
         token, _ = server.keys.create("alice", per_minute=120, models=["fast"])
         with sdk(server, token) as client:
             began = time.monotonic()
-            content = jsonl(line("m", "mute"), *(line(f"{n}") for n in range(122)))
+            content = jsonl(line("m", "mute"), line("w", nonsense=1), *(line(f"{n}") for n in range(120)))
             batch = ended(client, create(client, content))
             assert time.monotonic() - began >= 1.0  # a burst of 120, then one each half second
             failed = rows(client, batch.error_file_id)
             assert failed["m"]["response"]["status_code"] == 404
-            assert batch.request_counts.completed == 122
+            assert batch.request_counts.completed == 120
+
+
+def test_lines_are_parsed_beside_the_threads_of_live_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that are slow to parse hold up no live request."""
+    names = set[str]()
+
+    def parse(self: ChatCompletions, body: bytes) -> Any:
+        names.add(threading.current_thread().name.rpartition("_")[0])
+        return original(self, body)
+
+    original = ChatCompletions.parse
+    monkeypatch.setattr(ChatCompletions, "parse", parse)
+    with serving(tmp_path) as server, sdk(server) as client:
+        ended(client, create(client, jsonl(line("a"), line("w", nonsense=1))))
+        assert names == {"viaticum-line"}
 
 
 def test_an_input_file_that_is_gone_fails_the_batch(tmp_path: Path) -> None:
