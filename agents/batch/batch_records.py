@@ -41,6 +41,7 @@ class ProviderBatch:
         next_look, wait: Unix time of the next look, and seconds from the last look to it.
         missing: looks in a row at which the provider did not know it, or gave no results of it.
         incomplete: looks at which results were missing.
+        posted: nano-dollars that this process has settled for its answers.
         unknown_since: Unix time from which on it may be at the provider without our knowledge.
     """
 
@@ -60,6 +61,7 @@ class ProviderBatch:
     wait: float = 0.0
     missing: int = 0
     incomplete: int = 0
+    posted: int = 0
     unknown_since: float = field(default_factory=time.time)
 
     def custom_id(self, number: int) -> str:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from viaticum.agents.batch.input import BatchRow
-from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.catalogue import Catalogue
 from viaticum.errors import ViaticumError
 from viaticum.models.base import Model
 from viaticum.money import Price
@@ -67,7 +67,7 @@ class Deferral:
             with suppress(ViaticumError):  # a pair that a row names: it says why when it is asked
                 self._factors[pair] = self._factor_of(pair)
         factor = self._factors[pair]
-        return factor if factor is not None and self._has_time(self.catalogue[pair.model]) else None
+        return factor if factor is not None and self.has_time(pair.model) else None
 
     def price_share(self, name: str) -> float:
         """What a call of a model costs in a batch of its price, whether or not one would be sent now."""
@@ -80,10 +80,11 @@ class Deferral:
             return None
         return time.time() + self.deadline * (1 - DIRECT_SHARE) - self.elapsed()
 
-    def _has_time(self, spec: ModelSpec) -> bool:
+    def has_time(self, model: str) -> bool:
+        """Whether a batch of a model is still sent."""
         assert self.deadline is not None
         left = self.deadline * (1 - DIRECT_SHARE) - self.elapsed()
-        return left >= LEAST_SHARE * spec.batch_seconds
+        return left >= LEAST_SHARE * self.catalogue[model].batch_seconds
 
     def _factor_of(self, pair: Pair) -> float | None:
         spec = self.catalogue.get(pair.model)

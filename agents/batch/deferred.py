@@ -11,6 +11,7 @@ the input (`agents.batch.run`).
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -78,7 +79,8 @@ class DeferredRows:
         )
         deferral.is_direct = lambda row: row.number in self._journal.direct
         self._unsent: list[PlannedRow] = []
-        self._oldest = 0.0  # time at which the first of them came
+        self._oldest = 0.0  # time at which the first of them came; -inf where they are enough for a batch
+        self._earlier: set[str] = set()  # batches that were there before this pass over the input
         self._numbers: set[int] = set()  # of rows that wait, sent or not
         self._settled: set[int] = set()  # of rows whose answer is in the ledger
         self._calls: dict[str, set[str]] = {}  # parameters of the calls of a batch, by its name
@@ -122,6 +124,11 @@ class DeferredRows:
         return number in self._numbers or number in self._settled
 
     @property
+    def waiting(self) -> frozenset[int]:
+        """Rows that wait now, sent or not."""
+        return frozenset(self._numbers)
+
+    @property
     def count(self) -> int:
         """Rows that wait, or have their answer in the ledger."""
         return len(self._numbers) + len(self._settled)
@@ -155,13 +162,19 @@ class DeferredRows:
 
     # --- sending ----------------------------------------------------------------------------------
 
-    def held_nanousd(self) -> int:
-        """Nano-dollars that are held for rows which wait."""
-        held = (hold for batch in self._journal.open for hold in self._holds(batch.keys.values()))
-        return sum(hold.held_nanousd for hold in held if hold.state == "dispatched")
+    def committed_nanousd(self) -> int:
+        """Nano-dollars that are held for rows which wait, and are not of this pass.
+
+        What a batch of this pass has cost by now is taken off: the plan counts it as not spent yet.
+        """
+        before = [batch for batch in self._journal.open if batch.name in self._earlier]
+        held = (hold for batch in before for hold in self._holds(batch.keys.values()))
+        spent = sum(batch.posted for batch in self._journal.batches if batch.name not in self._earlier)
+        return sum(hold.held_nanousd for hold in held if hold.state == "dispatched") - spent
 
     def begin_pass(self) -> None:
         self.left_over = 0
+        self._earlier = {batch.name for batch in self._journal.batches}
 
     def add(self, planned: PlannedRow) -> None:
         """Let a row wait."""
@@ -170,13 +183,14 @@ class DeferredRows:
             return
         self._oldest = self._oldest if self._unsent else time.monotonic()
         self._unsent.append(planned)
+        if len(self._unsent) == CHUNK_ROWS:
+            self._oldest = -math.inf
         self._numbers.add(planned.row.number)
 
     @property
     def is_due(self) -> bool:
         """Whether rows are to be sent while others are still planned."""
-        waited = time.monotonic() - self._oldest if self._unsent else 0.0
-        return waited > SEND_SECONDS or (len(self._unsent) == CHUNK_ROWS)
+        return bool(self._unsent) and time.monotonic() - self._oldest > SEND_SECONDS
 
     def send(self, *, all_money: bool) -> list[PlannedRow]:
         """Send the rows that wait in batches, as far as the money for their holds is there.
@@ -189,7 +203,8 @@ class DeferredRows:
                 no money go on waiting.
 
         Returns:
-            rows that cannot wait: their call is in the ledger or the cache already, or cannot be made.
+            rows that cannot wait: there is no time left for a batch, or their call is in the ledger or the
+            cache already, or cannot be made.
         """
         most = len(self._unsent) if all_money else CHUNK_ROWS
         rows, self._unsent = self._unsent[:most], self._unsent[most:]
@@ -200,6 +215,9 @@ class DeferredRows:
             by_model.setdefault(planned.plan.pairs[0].model, []).append(planned)
         direct: list[PlannedRow] = []
         for model, of_model in by_model.items():
+            if not self.deferral.has_time(model):
+                direct += of_model
+                continue
             ready, refused = self._prepare(of_model)
             direct += refused
             while ready and not self._is_stopped(model):
@@ -225,9 +243,9 @@ class DeferredRows:
         return [] if self.tools.stop.is_set() else direct
 
     @property
-    def given_back(self) -> int:
-        """Rows that no further batch takes."""
-        return len(self._journal.direct)
+    def collected(self) -> int:
+        """Batches of which all is in the ledger that will be."""
+        return sum(batch.collected for batch in self._journal.batches)
 
     def _is_stopped(self, model: str) -> bool:
         """Whether no further batch of a model is sent now."""
@@ -389,6 +407,11 @@ class DeferredRows:
             if batch.name in before - left:
                 self._numbers -= set(batch.keys)
         return left != before
+
+    @property
+    def is_look_due(self) -> bool:
+        """Whether a batch is due to be looked after."""
+        return any(batch.next_look <= time.time() for batch in self._journal.open)
 
     def next_look(self) -> float:
         """Seconds until the next batch is due."""

@@ -281,6 +281,7 @@ class ProviderBatches:
             if self.tools.cache is not None:
                 cached.append((self.tools.cache.key(call, hold.parameters), text, hold.key))
         entries = self.tools.resources.ledger.settle_many([each for _, each in ready])
+        batch.posted += sum(entry.nanousd for entry in entries if isinstance(entry, Entry))
         posted = {
             number for (number, _), entry in zip(ready, entries, strict=True) if isinstance(entry, Entry)
         }

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,7 @@ from viaticum.agents.batch.start import (
     check_rows,
     describe,
     earlier_job,
+    input_changed,
     open_job_resources,
     without_old_objects,
 )
@@ -59,7 +60,7 @@ from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.budgets import Ledger
-from viaticum.errors import InputError
+from viaticum.errors import InputError, ViaticumError
 from viaticum.jobs import CACHE, Job, JobEnd
 
 __all__ = ["BatchEnd", "run_batch"]
@@ -157,6 +158,7 @@ class _Run:
         self._why: dict[str, int] = {}  # reasons of skipped rows, with how many rows each has
         self._seen: tuple[int, ...] | None = None  # the input's state when it was last known to be the job's
         self._duplicates: dict[int, str] = {}
+        self._failure: ViaticumError | None = None  # of planning, or of a provider's batch
         self._committed = 0  # nano-dollars held for rows that wait, and are not of this pass
 
     def run(self, stack: ExitStack) -> BatchEnd:
@@ -168,7 +170,8 @@ class _Run:
         self._duplicates = found.duplicates
         self.job = replace(self.job, rows=found.rows)
         planner = self._planner()
-        shared = self._open_cache(stack, self.settings.cache) if self.settings.cache is not None else None
+        own, given, catalogue = self.folder / CACHE, self.settings.cache, self.rows.resources.catalogue
+        shared = stack.enter_context(Cache(given, catalogue)) if given is not None else None
         self._open_budget(found, planner)
         previews = planner.previews([*found.sample], found.pending, self._budgets()) if found.pending else []
         self.job = replace(self.job, previews=tuple(previews))
@@ -178,7 +181,7 @@ class _Run:
         journal = RowJournal(self.folder, found.rows)
         stack.callback(journal.close)
         sampler = open_sampler(self.settings, self.rows.resources, self.folder, stack)
-        self.rows = replace(self.rows, cache=shared or self._open_cache(stack, self.folder / CACHE))
+        self.rows = replace(self.rows, cache=shared or stack.enter_context(Cache(own, catalogue)))
         self.deferred = DeferredRows(self.rows, self.folder, self.deferral, self._rows_by_number)
         stack.callback(self.deferred.close)
         self.progress = Progress(
@@ -198,22 +201,19 @@ class _Run:
         tell({"event": "ended", "ending": ending, "results": self.job.results, **figures, **batches})
         return BatchEnd(self.job, self.folder, figures)
 
-    def _open_cache(self, stack: ExitStack, path: str | Path) -> Cache:
-        return stack.enter_context(Cache(path, self.rows.resources.catalogue))
-
     # --- before -----------------------------------------------------------------------------------
 
     def _planner(self) -> RowPlanner:
-        tools, concurrency = self.rows.resources, self.rows.concurrency
+        tools, policy, concurrency = self.rows.resources, self.job.policy, self.rows.concurrency
         times = PlanTimes(tools.latencies, tools.max_seconds)
-        return planner_for(tools, self.job.policy, self.deferral, self._unspent, concurrency, times)
+        return planner_for(tools, policy, self.deferral, self._unspent, concurrency, times)
 
     def _open_budget(self, found: Survey, planner: RowPlanner) -> None:
         """Make the budget of a new job, or give one that goes on its new limit."""
-        limit = self.job.limit_nanousd
-        assert limit is not None
         if self.settings.budget is None:
             return
+        limit = self.job.limit_nanousd
+        assert limit is not None
         if not self.new:
             self.ledger.set_limit(self.job.budget, limit_nanousd=limit)
             return
@@ -241,10 +241,10 @@ class _Run:
         while True:
             self._finish_settled(journal, planner)
             goes_on = passes < PASSES and not self.settings.cancel and not self.rows.stop.is_set()
-            given_back = self.deferred.given_back
+            collected = self.deferred.collected
             goes_on = goes_on and self._pass_again(journal, found, planner, passes)
             passes += 1
-            if self.deferred.given_back > given_back:  # of batches that were refused at once
+            if self.deferred.collected > collected:  # some were refused at once, or answered meanwhile
                 goes_on, passes = True, 1
             if self.rows.stop.is_set():
                 return "drained"
@@ -267,12 +267,12 @@ class _Run:
             found = survey(self._usable_rows(), self._is_in_work(journal), SAMPLE, seed=number)
         if not found.pending:
             return False
-        self._committed = self.deferred.held_nanousd()
         self.deferred.begin_pass()
+        self._committed = self.deferred.committed_nanousd()
         planner.begin(found.sample, found.pending)
         before, self._why = journal.counts.done, self._pass(journal, planner)
         if self._has_changed():
-            raise self._changed()
+            raise input_changed(self.input_file.path)
         left = bool(self._why) or self.deferred.left_over > 0
         return left and journal.counts.done > before and not self._past_deadline and self._unspent() > 0
 
@@ -282,19 +282,20 @@ class _Run:
     def _pass(self, journal: RowJournal, planner: RowPlanner) -> dict[str, int]:
         """One pass over the input; returns the reasons of skipped rows, with how many rows each has."""
         why: dict[str, int] = {}
-        planned = self._without_deferred(self._until_deadline(planner.plan(self._pending(journal))), planner)
+        planned = self._without_deferred(self._looked_after(planner.plan(self._pending(journal))), planner)
         direct: list[PlannedRow | None] = []
-        for part in (planned, iter(direct)):
-            for plan, row in self.process(part, self.rows):
+        for part in (planned, self._looked_after(direct)):
+            for plan, row in self.process(self._until_deadline(part), self.rows):
                 planner.settled(plan, row)
                 if row.state == "skipped":
                     why[row.reason] = why.get(row.reason, 0) + 1
                 else:
                     journal.write(row)
                 self.progress.report_if_due()
+            if self._failure is not None:
+                raise self._failure
             if part is planned:
-                direct += self.deferred.send(all_money=True)
-                planner.left_to_batch(-len(direct))
+                direct += self._send(planner, all_money=True)
         return why
 
     def _without_deferred(
@@ -304,20 +305,31 @@ class _Run:
         for each in planned:
             if each is None or not each.deferred:
                 yield each
-                continue
-            self.deferred.add(each)
-            planner.left_to_batch(1)
+            else:
+                self.deferred.add(each)
+                planner.left_to_batch(1)
             if self.deferred.is_due:
-                direct = self.deferred.send(all_money=False)
-                planner.left_to_batch(-len(direct))
-                yield from direct
+                yield from self._looked_after(self._send(planner, all_money=False))
+        yield from self._looked_after(self._send(planner, all_money=False))
+
+    def _send(self, planner: RowPlanner, *, all_money: bool) -> list[PlannedRow]:
+        """Send rows that wait in batches; returns those that are asked now instead."""
+        direct = self.deferred.send(all_money=all_money)
+        planner.left_to_batch(-len(direct))
+        return direct
+
+    def _looked_after(self, planned: Iterable[PlannedRow | None]) -> Iterator[PlannedRow | None]:
+        """Planned rows; as they are taken, the batches at the providers are looked after."""
+        for each in planned:
+            yield each
+            if self.deferred.is_look_due and not self._has_changed() and self.deferred.look():
+                self._committed = self.deferred.committed_nanousd()
 
     # --- what providers' batches have answered ----------------------------------------------------
 
     def _finish_settled(self, journal: RowJournal, planner: RowPlanner) -> None:
         """Finish the rows whose answers came in batches, and are paid for."""
-        settled = set(self.deferred.settled)
-        if not settled:
+        if not (settled := set(self.deferred.settled)):
             return
         planned = (self._settled_row(row, planner) for row in self._rows_by_number(settled))
         for _, row in self.process(planned, self.rows):
@@ -333,7 +345,7 @@ class _Run:
 
     def _rows_by_number(self, numbers: set[int]) -> Iterator[BatchRow]:
         if numbers and self._has_changed():
-            raise self._changed()
+            raise input_changed(self.input_file.path)
         return (row for row in self._usable_rows() if row.number in numbers)
 
     def _wait(self) -> bool:
@@ -347,23 +359,17 @@ class _Run:
                 return False
         return True
 
-    def _changed(self) -> InputError:
-        return InputError(
-            f"{self.input_file.path} changed while the job ran; what was answered until then is "
-            "kept. Put it back as it was and go on with --resume, or start over with --force"
-        )
-
     # --- rows -------------------------------------------------------------------------------------
 
     def _usable_rows(self) -> Iterator[BatchRow]:
         return (row for row in mark_duplicates(self.input_file.rows(), self._duplicates))
 
     def _pending(self, journal: RowJournal) -> Iterator[BatchRow]:
-        is_in_work = self._is_in_work(journal)
+        is_in_work, waiting = self._is_in_work(journal), self.deferred.waiting
         for row in self._usable_rows():
             if self._has_changed():
                 return  # rows that run end; `_work` then raises the error
-            if not row.problem and not is_in_work(row.number):
+            if not row.problem and row.number not in waiting and not is_in_work(row.number):
                 yield row
 
     def _has_changed(self) -> bool:
@@ -377,12 +383,18 @@ class _Run:
         return False
 
     def _until_deadline(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
-        """Planned rows until the deadline: a block is planned long before its last row is started."""
-        for each in planned:
-            if self._is_late():
-                self._past_deadline = True
-                return
-            yield each
+        """Planned rows until the deadline: a block is planned long before its last row is started.
+
+        Also until an error, which is raised when the rows that run have ended.
+        """
+        try:
+            for each in planned:
+                if self._is_late():
+                    self._past_deadline = True
+                    return
+                yield each
+        except ViaticumError as error:
+            self._failure = error
 
     def _skip_bad_rows(self, journal: RowJournal, found: Survey) -> None:
         if not found.bad:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import viaticum
 import viaticum.agents.batch.deferral as deferral
+import viaticum.agents.batch.deferred as deferred
 import viaticum.agents.batch.provider_batches as provider_batches
 from viaticum.agents.batch import job_folder, preview_batch
 from viaticum.agents.batch.deferred import DeferredRows
@@ -309,6 +310,62 @@ def test_a_batch_is_given_up_in_time_to_ask_directly(
     quick = Catalogue(specs(server.url, form, batch_hours=1 / 3600))
     run_job(folder, server.url, form, catalogue=quick, deadline=20.0)
     check(folder, server, late=EVEN // 2)
+
+
+def asked_before(server: BatchProvider, request: str) -> int:
+    """Direct calls that came before a request; its absence is an error."""
+    return server.log[: server.log.index(request)].count("POST /v1/chat/completions")
+
+
+def test_batches_are_sent_and_collected_while_other_rows_are_asked(
+    folder: Path, server: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
+    server.faults["POST /v1/batches"] = [429]
+    server.pause = 0.25
+    assert run_job(folder, server.url, concurrency=1).job.ending == "completed"
+    check(folder, server, late=EVEN)
+    assert asked_before(server, "GET /v1/files/file_output-*/content") < ROWS - EVEN
+
+
+def test_rows_are_sent_before_the_last_running_rows_end(folder: Path, server: BatchProvider) -> None:
+    """All other rows run at once: what waits is sent then, though it is no full batch."""
+    server.pause = 0.5
+    run_job(folder, server.url, concurrency=ROWS)
+    check(folder, server, late=EVEN)
+    (batch,) = server.batches.values()
+    assert server.first_answer is not None
+    assert batch.created < server.first_answer
+
+
+def test_a_batch_is_given_up_while_other_rows_are_asked(
+    folder: Path, server: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(deferral.Deferral, "until", lambda self: time.time() + 0.5)
+    server.changes = [{"stays": True}] * ROWS
+    server.pause = 0.25
+    run_job(folder, server.url, concurrency=1)
+    assert compare(folder, server, ROWS).missing == 0
+    assert asked_before(server, "POST /v1/batches/*/cancel") < ROWS - EVEN
+
+
+def test_no_batch_is_sent_and_no_row_asked_when_the_time_is_over(
+    folder: Path, server: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows were left to a batch, and the deadline passes until they are sent."""
+    send = DeferredRows.send
+
+    def too_late(self: DeferredRows, *, all_money: bool) -> Any:
+        run: Any = self.deferral.elapsed
+        run.__self__._began -= 3_600
+        return send(self, all_money=all_money)
+
+    monkeypatch.setattr(DeferredRows, "send", too_late)
+    ended = run_job(folder, server.url)
+    assert ended.job.ending == "deadline"
+    assert not server.batches
+    assert not any(model == "late" for model, _ in server.direct)
 
 
 def test_identical_calls_are_made_once(tmp_path: Path, server: BatchProvider) -> None:
