@@ -25,7 +25,7 @@ from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.errors import AuthenticationFailed, InputError
-from viaticum.jobs import Job
+from viaticum.jobs import PROVIDER_BATCHES, Job
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
@@ -364,7 +364,8 @@ def test_no_batch_is_sent_and_no_row_asked_when_the_time_is_over(
     monkeypatch.setattr(DeferredRows, "send", too_late)
     ended = run_job(folder, server.url)
     assert ended.job.ending == "deadline"
-    assert not server.batches
+    journal = job_folder(folder / "out.jsonl") / PROVIDER_BATCHES
+    assert not journal.exists() or not journal.read_text()
     assert not any(model == "late" for model, _ in server.direct)
 
 
