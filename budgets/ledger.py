@@ -437,7 +437,7 @@ def _hold_from_claim(budget: str, claim: Claim, unpriced: tuple[str, ...], lease
         prices,
         "",
         parameters=claim.parameters,
-        tags=checked_tags({**current_tags(), **claim.tags}),
+        tags=checked_tags({**current_tags(), **checked_tags(claim.tags)}),
         lease=checked_lease(lease),
     )
 

@@ -53,8 +53,7 @@ Policy = Annotated[
 Deadline = Annotated[
     str | None,
     typer.Option(
-        help="When no further row is begun, such as 2h or 90m; from 24h on, rows go to providers' batches at "
-        "half the price."
+        help="When no further row is begun, such as 2h; from 24h on, rows go to providers' batches."
     ),
 ]
 Engine = Annotated[str, typer.Option(help="local, or ray for several machines.")]

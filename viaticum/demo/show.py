@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import shlex
 import tempfile
 import time
@@ -125,6 +126,7 @@ class Demo:
             KeyboardInterrupt: after what was done until then was told and written.
         """
         self._check_weights()
+        logging.getLogger("concurrent.futures").addFilter(_is_told)
         try:
             self._show_lanes_and_pair()
             gc.collect()  # the weights: the next part has processes of its own
@@ -135,6 +137,7 @@ class Demo:
             self.screen.line(f"what was measured until then: {self._results}", wrap=False)
             raise
         finally:
+            logging.getLogger("concurrent.futures").removeFilter(_is_told)
             self._save()
         set_up = self.facts["seconds"]["set-up"]
         total = time.perf_counter() - self._began - set_up
@@ -356,3 +359,9 @@ def _answer_facts(answer: LaneAnswer) -> dict[str, Any]:
         "cost_nanousd": answer.cost,
         "reason": answer.reason,
     }
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """False for a step that ends after its graph was interrupted, so that no next one can begin."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, RuntimeError) and "after shutdown" in str(error))
