@@ -52,9 +52,7 @@ Policy = Annotated[
 ]
 Deadline = Annotated[
     str | None,
-    typer.Option(
-        help="When no further row is begun, such as 2h; from 24h on, rows go to providers' batches."
-    ),
+    typer.Option(help="No row is begun after it: 2h, or 24h for half-price batches."),
 ]
 Engine = Annotated[str, typer.Option(help="local, or ray for several machines.")]
 ClusterAddress = Annotated[
