@@ -720,7 +720,7 @@ def test_files_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files = server.service.files
         assert files is not None
         later = time.time() + 3601
-        monkeypatch.setattr("viaticum.agents.server.batch_store.time.time", lambda: later)
+        monkeypatch.setattr(time, "time", lambda: later)
         with pytest.raises(openai.NotFoundError):
             client.files.content(batch.output_file_id)
         files.delete_expired()
