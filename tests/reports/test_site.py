@@ -223,7 +223,7 @@ def test_nobody_s_files_are_written_over(jobs: Path, tmp_path: Path) -> None:
     evil = tmp_path / "evil"
     build_site([jobs], evil)
     document = json.loads((evil / "site.json").read_text(encoding="utf-8"))
-    document["runs"][0] |= {"path": "/gone", "page": "../work/one.db"}
+    document["runs"][0] |= {"path": "/gone", "page": f"../{jobs.name}/one.db"}
     document["runs"][1] |= {"path": "/gone too", "page": "runs/../index.html"}
     del document["runs"][2]["spent"]
     (evil / "site.json").write_text(json.dumps(document))
