@@ -130,6 +130,12 @@ class Pacer:
         self._shares: list[Share] = []
         self._priced_at = -1
         self._turn = 0  # of rows on which two prices disagree
+        self._is_short_of_time = False
+
+    @property
+    def is_short_of_time(self) -> bool:
+        """Whether the deadline, and not the budget alone, decided about the rows that were planned last."""
+        return self._is_short_of_time
 
     @property
     def rows_left(self) -> int:
@@ -193,6 +199,7 @@ class Pacer:
         else:
             if self._priced_at < 0 or (self._planned - self._priced_at) * REPRICE_FRACTION >= self.rows_left:
                 self._shares, self._priced_at = self._prices(), self._planned
+            self._is_short_of_time = any(share.second for share in self._shares)
             chosen, self._turn = choose_mixed(estimates, self._shares, self._turn)
         self._record(estimates, np.asarray(cost), chosen)
         return chosen
@@ -328,16 +335,22 @@ class Pacer:
         return with_reserve(find, money)[0]
 
     def _choose_last(self, estimates: Estimates) -> Array:
-        return allocate(
-            np.where(np.isneginf(estimates.worth), np.nan, estimates.worth),
-            estimates.cost,
-            max(EPSILON, self._budget_left()),
-            spread=estimates.spread,
-            risk=self.risk,
-            seconds=estimates.seconds,
-            deadline=None if self.deadline is None else max(EPSILON, self._seconds_left()),
-            pending=self._pending_variance,
-        ).chosen
+        terms: dict[str, Any] = {
+            "spread": estimates.spread,
+            "risk": self.risk,
+            "seconds": estimates.seconds,
+            "pending": self._pending_variance,
+        }
+        worth = np.where(np.isneginf(estimates.worth), np.nan, estimates.worth)
+        budget = max(EPSILON, self._budget_left())
+        if self.deadline is None:
+            return allocate(worth, estimates.cost, budget, **terms).chosen
+        limit = max(EPSILON, self._seconds_left())
+        found = allocate(worth, estimates.cost, budget, **terms, deadline=math.inf)
+        self._is_short_of_time = found.seconds > limit
+        if self._is_short_of_time:
+            found = allocate(worth, estimates.cost, budget, **terms, deadline=limit)
+        return found.chosen
 
     def _record(self, estimates: Estimates, cost: Array, chosen: Array) -> None:
         """estimates: as corrected; cost: as given, uncorrected."""

@@ -35,6 +35,8 @@ from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, choose_plan, 
 from viaticum.types import Pair, Query, split_model
 
 PACED = "paced"
+NOT_WORTH_ITS_COST = "no way is worth what it costs at this budget"
+NO_TIME = "no time is left for it before the deadline"
 BLOCK_ROWS = 256  # rows that are planned together, at most
 UNSETTLED_SHARE = 16  # at most a 16th of the remaining rows is unsettled: prices follow real costs
 HOLD_ROWS = 8  # about so many rows give the worst case of each plan
@@ -307,13 +309,14 @@ class RowPlanner:
         left = max(0.0, self._left() - self._reserved.nanousd)
         chosen = self._pacer.choose(worth, cost, spread, left=left, **timed)
         policy = AtPrice(self._pacer.price * NANOUSD_PER_USD)
+        short_of_time = self._pacer.is_short_of_time
         for index, (row, choice) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             if row.names_model:
                 named = self._deferred_if_possible(self._plan_named(row))
                 yield replace(named, expected=self._named_cost(row))
                 continue
             if choice == SKIPPED:
-                yield PlannedRow(row, None, policy, "no way is worth what it costs at this budget")
+                yield PlannedRow(row, None, policy, NO_TIME if short_of_time else NOT_WORTH_ITS_COST)
                 continue
             planned = self.estimates.planned(
                 row,

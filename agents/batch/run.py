@@ -38,7 +38,7 @@ from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates
 from viaticum.agents.batch.output import RowJournal, format_for, write_results
 from viaticum.agents.batch.plan_times import PlanTimes
 from viaticum.agents.batch.planned_rows import PlannedRow
-from viaticum.agents.batch.planning import RowPlanner
+from viaticum.agents.batch.planning import NO_TIME, RowPlanner
 from viaticum.agents.batch.preview import BUDGET_SHARES, SAMPLE, planner_for
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import build_row
@@ -419,7 +419,7 @@ class _Run:
                 self.progress.report_if_due()
         if self.settings.cancel:
             return "cancelled"
-        return "deadline" if self._past_deadline else "budget_exhausted"
+        return "deadline" if self._past_deadline or reason == NO_TIME else "budget_exhausted"
 
     # --- the end ----------------------------------------------------------------------------------
 

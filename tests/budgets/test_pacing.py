@@ -226,6 +226,22 @@ def test_a_deadline_holds_beside_the_budget() -> None:
     assert done.right >= 0.985 * best.worth
 
 
+@pytest.mark.parametrize("rows", [8, 200], ids=["the last rows", "a block of many"])
+@pytest.mark.parametrize(
+    ("budget", "deadline", "short"),
+    [(1e6, 5.0, True), (1e6, 1e6, False), (5.0, 1e6, False), (5.0, 5.0, False), (5.0, 1.0, True)],
+)
+def test_whether_time_or_money_left_rows_out_is_known(
+    rows: int, budget: float, deadline: float, short: bool
+) -> None:
+    """Rows of one option that costs 1 and takes a second: 8 planned of as many, or of 200."""
+    ones = np.ones((rows, 1))
+    pacer = Pacer(ones, ones, rows=rows, budget=budget, seconds=ones, deadline=deadline)
+    chosen = pacer.choose(ones[:8], ones[:8], seconds=ones[:8], elapsed=0.0)
+    assert pacer.is_short_of_time == short
+    assert (SKIPPED in chosen) == (min(budget, deadline) < rows)
+
+
 def test_a_clock_that_runs_faster_than_expected_makes_rows_quicker() -> None:
     worth, seconds = np.tile([0.5, 0.9], (1000, 1)), np.tile([0.1, 1.0], (1000, 1))
     cost = np.tile([1.0, 2.0], (1000, 1))

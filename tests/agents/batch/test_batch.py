@@ -631,7 +631,19 @@ def test_a_deadline_ends_a_job(tmp_path: Path) -> None:
     assert ended.job.ending == "deadline"
     assert len(rows) == 400
     assert {row.state for row in rows} == {"answered", "skipped"}
-    assert any(row.reason == "the deadline of 10 seconds passed" for row in rows)
+    assert {row.reason for row in rows if row.state == "skipped"} <= {
+        "the deadline of 10 seconds passed",
+        "no time is left for it before the deadline",  # as planned, where the calls are quick to end
+    }
+
+
+def test_a_job_that_ran_out_of_money_long_before_its_deadline_says_so(tmp_path: Path) -> None:
+    write_questions(tmp_path / "in.jsonl", 20)
+    router = FixedPlansRouter({EXPENSIVE: (0.9, 390_000)})
+    ended = run(tmp_path, router=router, deadline=600.0, budget="0.003")
+    assert ended.job.ending == "budget_exhausted"
+    assert {row.state for row in rows_of(ended)} == {"answered", "skipped"}
+    assert "no time is left for it before the deadline" not in {row.reason for row in rows_of(ended)}
 
 
 # What goes wrong
