@@ -8,25 +8,16 @@ HTTP, and what a response is.
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from viaticum.errors import InputError, LedgerError
-from viaticum.files import private_database
+from viaticum.private_store import BYTES_A_KEY, DAYS, SECONDS_A_DAY, PrivateStore, checked_limits
 from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.types import Message
 
-DAYS = 30  # that a response is kept where nobody says otherwise, as at OpenAI
-SECONDS_A_DAY = 86_400
-LONGEST_DAYS = 36_500
 LONGEST = 10_000  # responses of one conversation
-BYTES_A_KEY = 1 << 30
 _TABLES = """
 CREATE TABLE IF NOT EXISTS responses (
   id TEXT PRIMARY KEY,
@@ -55,7 +46,7 @@ END;
 _COUNT = f"INSERT INTO sizes SELECT scope, sum({_SIZE.format(row='responses')}) FROM responses GROUP BY scope"
 
 
-class ResponseStore:
+class ResponseStore(PrivateStore):
     """The kept responses in one SQLite file, created if missing. Thread-safe.
 
     Args:
@@ -69,18 +60,12 @@ class ResponseStore:
     """
 
     def __init__(self, path: str | Path, *, days: float = DAYS, bytes_a_key: int = BYTES_A_KEY) -> None:
-        if not 0 < days <= LONGEST_DAYS:
-            raise InputError(f"responses are kept for more than 0 and up to {LONGEST_DAYS} days, got {days}")
-        if bytes_a_key < 1:
-            raise InputError(f"a key keeps 1 byte or more, got {bytes_a_key}")
-        self.path, self._seconds, self._bytes = Path(path), days * SECONDS_A_DAY, bytes_a_key
-        self._lock = threading.Lock()
-        with self._as_ledger_error():
-            self._db = private_database(self.path)
-            self._db.execute("PRAGMA recursive_triggers = ON")  # else a replaced row is not subtracted
-            self._create_tables()
+        checked_limits("responses", days, bytes_a_key)
+        self._seconds, self._bytes = days * SECONDS_A_DAY, bytes_a_key
+        super().__init__(Path(path), f"{path} for responses")
 
-    def _create_tables(self) -> None:
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA recursive_triggers = ON")  # else a replaced row is not subtracted
         with self._transaction():
             known = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
             for statement in _TABLES.split(";\n"):
@@ -89,27 +74,6 @@ class ResponseStore:
                 self._db.execute(_COUNT)
             for trigger in _TRIGGERS.split("END;\n")[:-1]:
                 self._db.execute(f"{trigger}END")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def put(
         self,
@@ -136,7 +100,7 @@ class ResponseStore:
         row = (id, scope, only, int(now), previous, json.dumps(list(messages)), json.dumps(body))
         if len(row[-2]) + len(row[-1]) > self._bytes:
             return
-        with self._lock, self._as_ledger_error(), self._transaction():
+        with self._in_use(), self._transaction():
             self._db.execute("DELETE FROM responses WHERE created < ?", (int(now - self._seconds),))
             self._db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             self._make_room(scope)
@@ -159,7 +123,7 @@ class ResponseStore:
 
     def body(self, id: str, scope: str) -> dict[str, Any] | None:
         """A response; None for one that is not kept, or belongs to another scope."""
-        found = self._row(id, scope)
+        found = self._response(id, scope)
         body: dict[str, Any] | None = None if found is None else json.loads(found[2])
         return body
 
@@ -169,7 +133,7 @@ class ResponseStore:
         residency = NO_RESTRICTION
         current: str | None = id
         while current is not None and len(parts) < LONGEST:
-            found = self._row(current, scope)
+            found = self._response(current, scope)
             if found is None:
                 return None
             parts.append(json.loads(found[1]))
@@ -181,25 +145,15 @@ class ResponseStore:
 
     def delete(self, id: str, scope: str) -> bool:
         """Delete a response; returns whether there was one. Conversations through it cannot go on."""
-        with self._lock, self._as_ledger_error():
-            return (
-                self._db.execute("DELETE FROM responses WHERE id = ? AND scope = ?", (id, scope)).rowcount > 0
-            )
+        return self._write("DELETE FROM responses WHERE id = ? AND scope = ?", id, scope) > 0
 
-    def _row(self, id: str, scope: str) -> tuple[str | None, str, str, str] | None:
+    def _response(self, id: str, scope: str) -> tuple[str | None, str, str, str] | None:
         """previous, messages, body and restrictions."""
-        oldest = int(time.time() - self._seconds)
-        with self._lock, self._as_ledger_error():
-            row: tuple[str | None, str, str, str] | None = self._db.execute(
-                "SELECT previous, messages, body, only_labels FROM responses"
-                " WHERE id = ? AND scope = ? AND created >= ?",
-                (id, scope, oldest),
-            ).fetchone()
+        row: tuple[str | None, str, str, str] | None = self._row(
+            "SELECT previous, messages, body, only_labels FROM responses"
+            " WHERE id = ? AND scope = ? AND created >= ?",
+            id,
+            scope,
+            int(time.time() - self._seconds),
+        )
         return row
-
-    @contextmanager
-    def _as_ledger_error(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"cannot use {self.path} for responses: {error}") from error

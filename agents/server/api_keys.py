@@ -12,19 +12,13 @@ import hmac
 import json
 import secrets
 import sqlite3
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-from sqlite_utils import Database
 
 from viaticum.errors import InputError, LedgerError, UnknownName
-from viaticum.files import private_database
+from viaticum.private_store import PrivateStore
 from viaticum.residency import Only, checked_only
 
 APPLICATION_ID = 0x5649414B  # "VIAK"
@@ -60,7 +54,7 @@ class ApiKey:
     team: str | None = None
 
 
-def create_keys_table(db: Database) -> None:
+def create_keys_table(db: sqlite3.Connection) -> None:
     """Version 1. hash: hex SHA-256 of the key; models: a JSON list."""
     db.execute(
         """
@@ -78,26 +72,31 @@ def create_keys_table(db: Database) -> None:
     )
 
 
-def add_metrics(db: Database) -> None:
+def add_metrics(db: sqlite3.Connection) -> None:
     """Version 2. metrics: 1 for a key that reads the metrics of the whole server."""
     db.execute("ALTER TABLE keys ADD COLUMN metrics INTEGER NOT NULL DEFAULT 0 CHECK (metrics IN (0, 1))")
 
 
-def add_only(db: Database) -> None:
+def add_only(db: sqlite3.Connection) -> None:
     """Version 3. only_labels: a JSON list of labels; empty for no restriction."""
     db.execute("ALTER TABLE keys ADD COLUMN only_labels TEXT NOT NULL DEFAULT '[]'")
 
 
-def add_team(db: Database) -> None:
+def add_team(db: sqlite3.Connection) -> None:
     """Version 4. team: a tag of the key's calls."""
     db.execute("ALTER TABLE keys ADD COLUMN team TEXT")
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (create_keys_table, add_metrics, add_only, add_team)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    create_keys_table,
+    add_metrics,
+    add_only,
+    add_team,
+)
 VERSION = len(MIGRATIONS)
 
 
-class ApiKeyStore:
+class ApiKeyStore(PrivateStore):
     """The keys in one SQLite file, created if missing. Thread-safe.
 
     Raises:
@@ -105,24 +104,24 @@ class ApiKeyStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock = threading.Lock()
         self._data_version = -1
         self._cached_rows: list[tuple[str, ApiKey]] = []
-        with self._as_ledger_error():
-            self._db = Database(private_database(self.path))
-            self._migrate()
+        super().__init__(Path(path), f"{path} for keys")
 
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _prepare(self) -> None:
+        self._db.row_factory = sqlite3.Row
+        with self._transaction():
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            mark = self._db.execute("PRAGMA application_id").fetchone()[0]
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables and mark != APPLICATION_ID:
+                raise LedgerError(f"{self.path} holds no keys of viaticum; give another folder")
+            if version > VERSION:
+                raise LedgerError(f"{self.path} is newer than this version of viaticum; upgrade viaticum")
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for step in MIGRATIONS[version:]:
+                step(self._db)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def create(
         self,
@@ -164,9 +163,9 @@ class ApiKeyStore:
             only=checked_only(only),
             team=team,
         )
-        with self._lock, self._as_ledger_error():
+        with self._in_use() as db:
             try:
-                self._db.execute(
+                db.execute(
                     "INSERT INTO keys"
                     " (name, hash, shown, scope, models, per_minute, created, metrics, only_labels, team)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -191,8 +190,8 @@ class ApiKeyStore:
     def revoke(self, name: str) -> ApiKey:
         """Revoke a key, at once and for good. Raises `UnknownName`."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._lock, self._as_ledger_error():
-            self._db.execute("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE name = ?", [now, name])
+        with self._in_use() as db:
+            db.execute("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE name = ?", [now, name])
             self._data_version = -1
         keys = {key.name: key for key in self.all()}
         if name not in keys:
@@ -201,7 +200,7 @@ class ApiKeyStore:
 
     def all(self) -> list[ApiKey]:
         """All keys, revoked ones too, oldest first."""
-        with self._lock:
+        with self._in_use():
             return [key for _, key in self._rows()]
 
     def find(self, token: str, *, scopes: Collection[str] | None = None) -> ApiKey | None:
@@ -212,7 +211,7 @@ class ApiKeyStore:
         """
         digest = _hash(token)
         found = None
-        with self._lock:
+        with self._in_use():
             rows = self._rows()
         for stored, key in rows:
             same = hmac.compare_digest(stored, digest)
@@ -223,55 +222,28 @@ class ApiKeyStore:
 
     def _rows(self) -> list[tuple[str, ApiKey]]:
         """Hash and key of every row; read again only after another connection has written."""
-        with self._as_ledger_error():
-            version = self._db.execute("PRAGMA data_version").fetchone()[0]
-            if version != self._data_version:
-                self._cached_rows = [
-                    (
-                        row["hash"],
-                        ApiKey(
-                            row["name"],
-                            row["shown"],
-                            row["created"],
-                            row["scope"],
-                            tuple(json.loads(row["models"])),
-                            row["per_minute"],
-                            row["revoked"],
-                            bool(row["metrics"]),
-                            tuple(json.loads(row["only_labels"])),
-                            row["team"],
-                        ),
-                    )
-                    for row in self._db.query("SELECT * FROM keys ORDER BY created, rowid")
-                ]
-                self._data_version = version
+        version = self._db.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._data_version:
+            self._cached_rows = [
+                (
+                    row["hash"],
+                    ApiKey(
+                        row["name"],
+                        row["shown"],
+                        row["created"],
+                        row["scope"],
+                        tuple(json.loads(row["models"])),
+                        row["per_minute"],
+                        row["revoked"],
+                        bool(row["metrics"]),
+                        tuple(json.loads(row["only_labels"])),
+                        row["team"],
+                    ),
+                )
+                for row in self._db.execute("SELECT * FROM keys ORDER BY created, rowid")
+            ]
+            self._data_version = version
         return self._cached_rows
-
-    def _migrate(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            mark = self._db.execute("PRAGMA application_id").fetchone()[0]
-            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if tables and mark != APPLICATION_ID:
-                raise LedgerError(f"{self.path} holds no keys of viaticum; give another folder")
-            if version > VERSION:
-                raise LedgerError(f"{self.path} is newer than this version of viaticum; upgrade viaticum")
-            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            for step in MIGRATIONS[version:]:
-                step(self._db)
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _as_ledger_error(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"cannot use {self.path} for keys: {error}") from error
 
 
 def _hash(token: str) -> str:

@@ -23,17 +23,18 @@ from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.batch_runner import BatchRunner
 from viaticum.agents.server.batch_store import BatchStore, StoredBatch
 from viaticum.agents.server.body import read_request
-from viaticum.agents.server.file_routes import required_store
+from viaticum.agents.server.file_routes import StoredFiles
 from viaticum.agents.server.service import Service
 
 CANCELLABLE = ("validating", "in_progress")
 
 
-class Batches:
+class Batches(StoredFiles):
     """The handlers. runner: None where no files are kept."""
 
     def __init__(self, service: Service, store: BatchStore | None, runner: BatchRunner | None) -> None:
-        self.service, self._store, self.runner = service, store, runner
+        super().__init__(service, store)
+        self.runner = runner
 
     @property
     def routes(self) -> list[Route]:
@@ -43,10 +44,6 @@ class Batches:
             Route("/v1/batches/{id}", self.show, methods=["GET"]),
             Route("/v1/batches/{id}/cancel", self.cancel, methods=["POST"]),
         ]
-
-    @property
-    def store(self) -> BatchStore:
-        return required_store(self._store)
 
     async def create(self, request: Request) -> Response:
         service = self.service

@@ -17,22 +17,17 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Any, Literal, cast
 
 from viaticum.agents.openai_api.batches import UNFINISHED, BatchObject
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.openai_api.files import FileObject, Order, Purpose
-from viaticum.errors import InputError, LedgerError
-from viaticum.files import private_database, private_folder, sync
+from viaticum.files import private_folder, sync
+from viaticum.private_store import BYTES_A_KEY, DAYS, SECONDS_A_DAY, PrivateStore, checked_limits
 
-DAYS = 30
-SECONDS_A_DAY = 86_400
-LONGEST_DAYS = 36_500
-BYTES_A_KEY = 1 << 30
 MAX_OPEN = 100  # unfinished batches of a key
 _UPLOADING = ".upload-"
 _TABLES = """
@@ -81,7 +76,7 @@ class StoredBatch:
     output_seconds: int | None
 
 
-class BatchStore:
+class BatchStore(PrivateStore):
     """Files and batches. Thread-safe; several servers of one folder may use it at once.
 
     Args:
@@ -96,30 +91,16 @@ class BatchStore:
     """
 
     def __init__(self, folder: str | Path, *, days: float = DAYS, bytes_a_key: int = BYTES_A_KEY) -> None:
-        if not 0 < days <= LONGEST_DAYS:
-            raise InputError(f"files are kept for more than 0 and up to {LONGEST_DAYS} days, got {days}")
-        if bytes_a_key < 1:
-            raise InputError(f"a key keeps 1 byte or more, got {bytes_a_key}")
-        self.path, self.folder = Path(folder) / "batches.db", Path(folder) / "files"
+        checked_limits("files", days, bytes_a_key)
+        self.folder, self._room_lock = Path(folder) / "files", threading.Lock()
         self.bytes_a_key, self._seconds = bytes_a_key, int(days * SECONDS_A_DAY)
-        self._lock, self._room_lock = threading.Lock(), threading.Lock()
-        with self._as_ledger_error():
-            self._db = private_database(self.path)
-            self._db.row_factory = sqlite3.Row
-            self._db.executescript(_TABLES)
-            private_folder(self.folder)
+        super().__init__(Path(folder) / "batches.db", f"{folder} for files and batches")
         self.delete_expired()
 
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _prepare(self) -> None:
+        self._db.row_factory = sqlite3.Row
+        self._db.executescript(_TABLES)
+        private_folder(self.folder)
 
     # --- files --------------------------------------------------------------------------------------------
 
@@ -229,7 +210,7 @@ class BatchStore:
     def delete_expired(self) -> None:
         """Delete files and batches that are too old, and what a kill left of uploads."""
         now = int(time.time())
-        with self._as_ledger_error(), self._lock:
+        with self._in_use():
             old = self._db.execute(
                 "SELECT id FROM files WHERE expires <= ? AND id NOT IN (SELECT"
                 f" json_extract(body, '$.input_file_id') FROM batches WHERE status IN {_UNFINISHED})",
@@ -295,8 +276,8 @@ class BatchStore:
 
     def unfinished(self) -> list[StoredBatch]:
         """The batches of all keys that have not ended, the oldest first."""
-        with self._as_ledger_error(), self._lock:
-            rows = self._db.execute(
+        with self._in_use() as db:
+            rows = db.execute(
                 f"SELECT * FROM batches WHERE status IN {_UNFINISHED} ORDER BY number"
             ).fetchall()
         return [
@@ -308,23 +289,19 @@ class BatchStore:
         self, id: str, changes: Mapping[str, Any], *, unless: Sequence[str] = ()
     ) -> BatchObject | None:
         """Change fields of a batch, unless its status is one of those; returns it as it is then."""
-        with self._as_ledger_error(), self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                row = self._db.execute("SELECT body FROM batches WHERE id = ?", [id]).fetchone()
-                if row is None:
-                    return None
-                batch = _batch_object(row)
-                changed = cast(BatchObject, {**batch, **changes})
-                if batch["status"] not in unless and changed != batch:
-                    batch = changed
-                    self._db.execute(
-                        "UPDATE batches SET status = ?, body = ? WHERE id = ?",
-                        [batch["status"], json.dumps(batch), id],
-                    )
-                return batch
-            finally:
-                self._db.execute("COMMIT")
+        with self._in_use() as db, self._transaction():
+            row = db.execute("SELECT body FROM batches WHERE id = ?", [id]).fetchone()
+            if row is None:
+                return None
+            batch = _batch_object(row)
+            changed = cast(BatchObject, {**batch, **changes})
+            if batch["status"] not in unless and changed != batch:
+                batch = changed
+                db.execute(
+                    "UPDATE batches SET status = ?, body = ? WHERE id = ?",
+                    [batch["status"], json.dumps(batch), id],
+                )
+            return batch
 
     # --- both ---------------------------------------------------------------------------------------------
 
@@ -345,30 +322,13 @@ class BatchStore:
                 raise APIError(400, f"after: nothing has the id {after!r}", param="after")
             number = found["number"]
         sign, direction = ("<", "DESC") if order == "desc" else (">", "ASC")
-        with self._as_ledger_error(), self._lock:
-            rows = self._db.execute(
+        with self._in_use() as db:
+            rows = db.execute(
                 f"SELECT * FROM {table} WHERE owner = ? AND (? IS NULL OR number {sign} ?) {condition}"
                 f" ORDER BY number {direction} LIMIT ?",
                 [owner, number, number, *values, limit + 1],
             ).fetchall()
         return rows[:limit], len(rows) > limit
-
-    def _row(self, query: str, *values: Any) -> sqlite3.Row | None:
-        with self._as_ledger_error(), self._lock:
-            row: sqlite3.Row | None = self._db.execute(query, values).fetchone()
-        return row
-
-    def _write(self, query: str, *values: Any) -> int:
-        """Returns how many rows were changed."""
-        with self._as_ledger_error(), self._lock:
-            return self._db.execute(query, values).rowcount
-
-    @contextmanager
-    def _as_ledger_error(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"cannot use {self.path.parent} for files and batches: {error}") from error
 
 
 def output_id(batch: str, what: Literal["output", "error"]) -> str:

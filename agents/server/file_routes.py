@@ -28,8 +28,23 @@ RETRY_SECONDS = 5
 CONTENT_TYPE = "application/octet-stream"
 
 
-class Files:
-    """The handlers.
+class StoredFiles:
+    """Handlers of what is kept. store: None where the server keeps no files."""
+
+    def __init__(self, service: Service, store: BatchStore | None) -> None:
+        self.service, self._store = service, store
+
+    @property
+    def store(self) -> BatchStore:
+        """Raises `APIError` with status 404 where the server keeps no files."""
+        if self._store is None:
+            message = "this server keeps no files; start it with --keep-files above 0"
+            raise APIError(404, message, code="not_found")
+        return self._store
+
+
+class Files(StoredFiles):
+    """The handlers of files.
 
     Args:
         store: None keeps no files: every request is refused.
@@ -37,7 +52,8 @@ class Files:
     """
 
     def __init__(self, service: Service, store: BatchStore | None, max_bytes: int) -> None:
-        self.service, self._store, self.max_bytes = service, store, max_bytes
+        super().__init__(service, store)
+        self.max_bytes = max_bytes
         self._uploads: Counter[str] = Counter()
 
     @property
@@ -49,10 +65,6 @@ class Files:
             Route("/v1/files/{id}", self.delete, methods=["DELETE"]),
             Route("/v1/files/{id}/content", self.content, methods=["GET"]),
         ]
-
-    @property
-    def store(self) -> BatchStore:
-        return required_store(self._store)
 
     async def create(self, request: Request) -> Response:
         service = self.service
@@ -123,14 +135,6 @@ class Files:
         if found is None:
             raise _no_file(name)
         return found
-
-
-def required_store(store: BatchStore | None) -> BatchStore:
-    """The store. Raises `APIError` with status 404 where the server keeps no files."""
-    if store is None:
-        message = "this server keeps no files; start it with --keep-files above 0"
-        raise APIError(404, message, code="not_found")
-    return store
 
 
 def _no_file(id: str) -> APIError:

@@ -9,21 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from viaticum.catalogue import ModelSpec
-from viaticum.errors import MissingExtra
-from viaticum.models.api_keys import api_key
-from viaticum.models.remote.batch_api import (
-    TIMEOUT,
-    TRIES,
-    BatchAPI,
-    BatchLine,
-    BatchName,
-    BatchState,
-    MaybeSent,
-    Outcome,
-)
+from viaticum.models.remote.batch_api import BatchAPI, BatchLine, BatchName, BatchState, MaybeSent, Outcome
+
+if TYPE_CHECKING:
+    import anthropic
 
 SKEW = 600.0  # seconds that the provider's clock may differ from ours
 _OUTCOMES: dict[str, Outcome] = {"succeeded": "succeeded", "expired": "expired", "canceled": "cancelled"}
@@ -34,16 +25,12 @@ class AnthropicBatches(BatchAPI):
 
     max_requests, max_bytes = 100_000, 240_000_000
     path = "/v1/messages"
+    _client: anthropic.Anthropic
 
-    def __init__(self, spec: ModelSpec, key: str | None = None) -> None:
-        try:
-            import anthropic
-        except ImportError as error:
-            raise MissingExtra(error.name or "anthropic", "remote") from None
-        key = key or api_key(spec) or (None if spec.api_base is None else "none")
-        self._client = anthropic.Anthropic(
-            api_key=key, base_url=spec.api_base, timeout=TIMEOUT, max_retries=TRIES
-        )
+    def _open(self, **settings: Any) -> anthropic.Anthropic:
+        import anthropic
+
+        return anthropic.Anthropic(**settings)
 
     def line(self, custom_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return {"custom_id": custom_id, "params": body}
@@ -94,9 +81,6 @@ class AnthropicBatches(BatchAPI):
 
     def clean_up(self, state: BatchState) -> None:
         """The requests were no file, and the provider removes the results after 29 days."""
-
-    def close(self) -> None:
-        self._client.close()
 
 
 def _state(batch: Any) -> BatchState:

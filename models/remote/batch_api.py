@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from viaticum.catalogue import ModelSpec
+from viaticum.errors import MissingExtra
+from viaticum.models.api_keys import api_key
+
 Outcome = Literal["succeeded", "errored", "expired", "cancelled"]
 TIMEOUT = 120.0  # seconds of a request, such as the upload of a file
 TRIES = 2  # after the first, by the provider's client, which keeps to its Retry-After
@@ -95,6 +99,27 @@ class BatchAPI(ABC):
     max_requests: int
     max_bytes: int
     path: str
+    _client: Any
+
+    def __init__(self, spec: ModelSpec, key: str | None = None) -> None:
+        """Open the provider's own client.
+
+        Args:
+            spec: of a model of this provider, or of a server that speaks as it does.
+            key: None for the one that is stored, or in the environment.
+
+        Raises:
+            MissingExtra: the client is not installed.
+        """
+        key = key or api_key(spec) or (None if spec.api_base is None else "none")
+        try:
+            self._client = self._open(api_key=key, base_url=spec.api_base, timeout=TIMEOUT, max_retries=TRIES)
+        except ImportError as error:
+            raise MissingExtra(error.name or "openai", "remote") from None
+
+    @abstractmethod
+    def _open(self, **settings: Any) -> Any:
+        """The provider's own client. settings: as it takes them."""
 
     @abstractmethod
     def line(self, custom_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +156,6 @@ class BatchAPI(ABC):
     def clean_up(self, state: BatchState) -> None:
         """Remove what was uploaded for a batch that is through."""
 
-    @abstractmethod
     def close(self) -> None:
         """Close its connections."""
+        self._client.close()

@@ -9,20 +9,12 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from viaticum.catalogue import ModelSpec
-from viaticum.errors import MissingExtra
-from viaticum.models.api_keys import api_key
-from viaticum.models.remote.batch_api import (
-    TIMEOUT,
-    TRIES,
-    BatchAPI,
-    BatchLine,
-    BatchName,
-    BatchState,
-    Outcome,
-)
+from viaticum.models.remote.batch_api import BatchAPI, BatchLine, BatchName, BatchState, Outcome
+
+if TYPE_CHECKING:
+    import openai
 
 NAME = "viaticum_batch"  # in the metadata
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -36,17 +28,14 @@ class OpenAIBatches(BatchAPI):
 
     max_requests, max_bytes = 50_000, 190_000_000
     path = "/v1/chat/completions"
+    _client: openai.OpenAI
 
-    def __init__(self, spec: ModelSpec, key: str | None = None) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtra(error.name or "openai", "remote") from None
-        key = key or api_key(spec) or (None if spec.api_base is None else "none")
-        own: dict[str, Any] = {}
-        if spec.api_base is not None:  # the user's account at OpenAI is nothing to another server
-            own = {"base_url": spec.api_base, "organization": "", "project": ""}
-        self._client = openai.OpenAI(api_key=key, timeout=TIMEOUT, max_retries=TRIES, **own)
+    def _open(self, **settings: Any) -> openai.OpenAI:
+        import openai
+
+        # The user's account at OpenAI is nothing to another server.
+        own: dict[str, Any] = {} if settings["base_url"] is None else {"organization": "", "project": ""}
+        return openai.OpenAI(**settings, **own)
 
     def line(self, custom_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return {"custom_id": custom_id, "method": "POST", "url": self.path, "body": body}
@@ -90,9 +79,6 @@ class OpenAIBatches(BatchAPI):
         if state.input_file:
             with suppress(Exception):  # it expires by itself
                 self._client.files.delete(state.input_file)
-
-    def close(self) -> None:
-        self._client.close()
 
 
 def _state(batch: Any) -> BatchState:
