@@ -1,8 +1,8 @@
 """Where requests of aiohttp are met, such as those of Google's SDK in asynchronous code.
 
-Model calls in a known form are held as httpx's are (`http_hooks`); others are told where they go to a
-provider. What does not fit is a `ClientResponseError` with the status of the refusal: aiohttp's responses
-come from a connection, so that none can be made up.
+Model calls in a known form are held as httpx's are (`http_hooks`), and so is each attempt that middleware
+makes by itself; others are told where they go to a provider. What does not fit is a `ClientResponseError`
+with the status of the refusal: aiohttp's responses come from a connection, so that none can be made up.
 """
 
 from __future__ import annotations
@@ -12,9 +12,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from viaticum.agents.instrumentation.context import Held
 from viaticum.agents.instrumentation.gemini import gemini_call
-from viaticum.agents.instrumentation.holding import Refused, hold, payer_for, sending, tell
+from viaticum.agents.instrumentation.holding import (
+    Refused,
+    SentCall,
+    being_sent,
+    hold,
+    payer_for,
+    sending,
+    tell,
+)
 from viaticum.agents.instrumentation.requests import ModelCall, model_call
 from viaticum.agents.instrumentation.usage import UsageReader
 from viaticum.errors import MissingExtra
@@ -39,7 +46,7 @@ async def _request(wrapped: Any, session: Any, args: Any, options: Any) -> Any:
     call = None if payer is None else _model_call(url, options)
     if payer is None or call is None:
         tell("aiohttp", verb, url)
-        return await wrapped(*args, **options)
+        return await wrapped(*args, **_watched(session, options))
     held = hold(payer, call)
     if isinstance(held, Refused):
         raise _refusal(url, held)
@@ -48,12 +55,32 @@ async def _request(wrapped: Any, session: Any, args: Any, options: Any) -> Any:
             return await wrapped(*args, **options)
     with sending(held, _NOT_SENT):
         try:
-            response = await wrapped(*args, **_limited(held, options))
+            response = await wrapped(*args, **_watched(session, _limited(held, options)))
         except Exception as error:
             if _is_refusal(error):
                 held.void()
             raise
         await _settle(held, response)
+    return response
+
+
+def _watched(session: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a request, whose innermost middleware sees each attempt to send a call that is held."""
+    given = options.get("middlewares")
+    given = getattr(session, "_middlewares", None) if given is None else given
+    if being_sent() is None or given is None:  # a version without middleware
+        return dict(options)
+    return {**options, "middlewares": (*given, _attempt)}
+
+
+async def _attempt(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+    if (sent := being_sent()) is None:
+        return await handler(request)
+    if (refused := sent.begin()) is not None:
+        raise _refusal(str(request.url), refused)
+    with sent.attempt(_NOT_SENT):
+        response = await handler(request)
+    sent.answered(response.status)
     return response
 
 
@@ -79,7 +106,7 @@ def _model_call(url: str, options: Mapping[str, Any]) -> ModelCall | None:
     return model_call("POST", url, body) or gemini_call("POST", url, body)
 
 
-def _limited(held: Held, options: Mapping[str, Any]) -> dict[str, Any]:
+def _limited(held: SentCall, options: Mapping[str, Any]) -> dict[str, Any]:
     limited = held.call.limited(held.limit)
     if options.get("json") is not None:
         return {**options, "json": limited}
@@ -98,7 +125,7 @@ def _refusal(url: str, refused: Refused) -> Exception:
     )
 
 
-async def _settle(held: Held, response: Any) -> None:
+async def _settle(held: SentCall, response: Any) -> None:
     """Settle what a response reports, now or when its stream ends or is left."""
     if response.status >= 400:
         return held.void()
@@ -129,7 +156,7 @@ class WatchedContent:
     It reads as aiohttp's `StreamReader` does.
     """
 
-    def __init__(self, inner: Any, held: Held, reader: UsageReader, is_events: bool) -> None:
+    def __init__(self, inner: Any, held: SentCall, reader: UsageReader, is_events: bool) -> None:
         self._inner, self._held, self._reader, self._is_events = inner, held, reader, is_events
         self._body = bytearray()  # of a stream that is one JSON value
         self._waiting, self._ended = bytearray(), False

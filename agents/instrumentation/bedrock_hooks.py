@@ -1,5 +1,6 @@
 """Where calls of Amazon Bedrock are met: in botocore, below boto3's clients, whenever these were made.
 
+botocore sends a call up to five times by itself: its events tell each attempt, which has a hold of its own.
 `Converse` and `ConverseStream` are held; `InvokeModel` and its stream where the body is in Anthropic's form.
 What does not fit is a `ClientError` with the status of the refusal, which is not tried again. Other
 operations are told as before, where they reach urllib3.
@@ -16,8 +17,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from viaticum.agents.instrumentation.bedrock import ConverseCall, converse_count
-from viaticum.agents.instrumentation.context import Held
-from viaticum.agents.instrumentation.holding import Refused, hold, payer_for, sending, unknown
+from viaticum.agents.instrumentation.holding import (
+    Refused,
+    SentCall,
+    being_sent,
+    hold,
+    payer_for,
+    sending,
+    unknown,
+)
 from viaticum.agents.instrumentation.requests import ModelCall
 from viaticum.agents.instrumentation.usage import UsageReader
 from viaticum.errors import MissingExtra
@@ -55,7 +63,7 @@ def _call(wrapped: Any, client: Any, args: Any, options: Any) -> Any:
     call = _model_call(operation, url, parameters)
     if call is None:
         what = f"{operation} of {parameters.get('modelId')} at {urlsplit(url).hostname}"
-        met: Held | Refused | None = unknown(payer, what)
+        met: SentCall | Refused | None = unknown(payer, what)
     else:
         met = hold(payer, call)
     if isinstance(met, Refused):
@@ -63,9 +71,35 @@ def _call(wrapped: Any, client: Any, args: Any, options: Any) -> Any:
     if met is None:
         with sending(None, ()):
             return wrapped(operation, parameters)
+    _watch_attempts(client)
     with sending(met, _NOT_SENT):
         response = wrapped(operation, _limited(met, parameters))
     return _settled(operation, met, response)
+
+
+def _watch_attempts(client: Any) -> None:
+    """Have a client tell of each attempt; once for each client."""
+    events = client.meta.events
+    events.register(f"before-send.{SERVICE}", _begin_attempt, unique_id="viaticum-begin")
+    events.register(f"response-received.{SERVICE}", _end_attempt, unique_id="viaticum-end")
+
+
+def _begin_attempt(event_name: str, **_: Any) -> None:
+    """Hold for an attempt. botocore raises the error of a refusal as it is, and tries no further."""
+    sent = being_sent()
+    refused = None if sent is None else sent.begin()
+    if refused is not None:
+        raise _refusal(event_name.rpartition(".")[2], refused)
+
+
+def _end_attempt(response_dict: Mapping[str, Any] | None, exception: BaseException | None, **_: Any) -> None:
+    """End an attempt that failed, before the client waits and tries again."""
+    if (sent := being_sent()) is None:
+        return
+    if exception is not None:
+        sent.fail(exception, _NOT_SENT)
+    elif response_dict is not None:
+        sent.answered(response_dict["status_code"])
 
 
 def _arguments(operation_name: str, api_params: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -93,7 +127,7 @@ def _model_call(operation: str, url: str, parameters: Mapping[str, Any]) -> Mode
     return ModelCall("messages", host, model, values, limit, streams, parts.port)
 
 
-def _limited(held: Held, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+def _limited(held: SentCall, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     limited = held.call.limited(held.limit)
     return limited if held.call.api == "converse" else {**parameters, "body": json.dumps(limited)}
 
@@ -107,7 +141,7 @@ def _refusal(operation: str, refused: Refused) -> Exception:
     return made
 
 
-def _settled(operation: str, held: Held, response: Any) -> Any:
+def _settled(operation: str, held: SentCall, response: Any) -> Any:
     """Settle what a response reports, now or when its stream ends or is left."""
     if operation == "Converse":
         held.settle(converse_count(response.get("usage"), has_output=bool(response.get("output"))))
@@ -139,7 +173,7 @@ class WatchedEvents:
     Many callers leave `ConverseStream` at its messageStop, right before the report: that is read for them.
     """
 
-    def __init__(self, held: Held, events: Any) -> None:
+    def __init__(self, held: SentCall, events: Any) -> None:
         self._held, self._events = held, events
         self._reader = UsageReader("messages")
         self._count: TokenCount | None = None

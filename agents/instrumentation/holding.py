@@ -1,13 +1,15 @@
 """What every hook does with a call that is about to be sent: who pays, its hold, or why it is refused.
 
-Leaves out how libraries are hooked (`http_hooks`, `bedrock_hooks`, `aiohttp_hooks`), and how calls are read.
+A client may send a call several times by itself; each of these attempts has a hold of its own. Leaves out how
+libraries are hooked (`http_hooks`, `bedrock_hooks`, `aiohttp_hooks`), and how calls are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -15,8 +17,10 @@ from viaticum.agents.instrumentation import context
 from viaticum.agents.instrumentation.context import Held, Payer
 from viaticum.agents.instrumentation.requests import ModelCall, may_cost
 from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, ModelNotAllowed, ViaticumError
+from viaticum.types import TokenCount
 
 _sending: ContextVar[bool] = ContextVar("viaticum_sending", default=False)
+_sent: ContextVar[SentCall | None] = ContextVar("viaticum_sent", default=None)  # what is being sent
 _elsewhere: set[tuple[str, int | None]] = set()  # hosts and ports whose calls another process holds
 
 
@@ -26,6 +30,61 @@ class Refused(NamedTuple):
     status: int
     message: str
     code: str
+
+
+class SentCall:
+    """A call with a hold for each attempt that its client makes to send it; ends as its newest attempt."""
+
+    def __init__(self, payer: Payer, held: Held) -> None:
+        self.call, self.limit = replace(held.call, limit=held.limit), held.limit
+        self._payer, self._held, self._is_sent = payer, held, False
+
+    def settle(self, count: TokenCount | None, kept: Mapping[str, int] | None = None) -> None:
+        self._held.settle(count, kept)
+
+    def void(self) -> None:
+        self._held.void()
+
+    def begin(self) -> Refused | None:
+        """Hold for an attempt that is about to be sent (the first is held already), or why it is not.
+
+        An attempt before it whose end nobody saw may have been charged for.
+        """
+        if not self._is_sent:
+            self._is_sent = True
+            return None
+        self._held.settle(None)
+        again = _reserve(self._payer, self.call)
+        if isinstance(again, Refused):
+            return again
+        self._held = again or self._held
+        return None
+
+    def fail(self, error: BaseException, not_sent: Collection[str]) -> None:
+        """End the attempt by an error: free where nothing was sent, else it may have been charged for.
+
+        Args:
+            error: that the attempt raised.
+            not_sent: names of errors, or of their base classes, before anything was sent.
+        """
+        if any(cls.__name__ in not_sent for cls in type(error).__mro__):
+            self._held.void()
+        else:
+            self._held.settle(None)
+
+    @contextmanager
+    def attempt(self, not_sent: Collection[str]) -> Iterator[None]:
+        """While an attempt is sent, which ends by the error that it raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.fail(error, not_sent)
+            raise
+
+    def answered(self, status: int) -> None:
+        """End the attempt if its answer is none of a model."""
+        if status >= 300:
+            self._held.void()
 
 
 def leave_to(address: str) -> None:
@@ -46,8 +105,13 @@ def payer_for(url: str) -> Payer | None:
     return payer
 
 
-def hold(payer: Payer, call: ModelCall) -> Held | Refused | None:
+def hold(payer: Payer, call: ModelCall) -> SentCall | Refused | None:
     """The hold of a call, or why it is not sent; None where it is sent without one, which is noted."""
+    held = _reserve(payer, call)
+    return held if held is None or isinstance(held, Refused) else SentCall(payer, held)
+
+
+def _reserve(payer: Payer, call: ModelCall) -> Held | Refused | None:
     try:
         return payer.reserve(call)
     except (BudgetExceeded, BudgetClosed) as error:
@@ -73,27 +137,25 @@ def unknown(payer: Payer, what: str) -> Refused | None:
 
 
 @contextmanager
-def sending(held: Held | None, not_sent: Collection[str]) -> Iterator[None]:
-    """While a request is sent, what lies below the client is not met again.
-
-    A call that was never sent is voided; one that broke off afterwards may have been charged for.
+def sending(sent: SentCall | None, not_sent: Collection[str]) -> Iterator[None]:
+    """While a request is sent, what lies below the client is not met again, except as a further attempt.
 
     Args:
-        held: its hold.
+        sent: the call; None for one without a hold.
         not_sent: names of errors, or of their base classes, before anything was sent.
     """
-    token = _sending.set(True)
+    token, token_sent = _sending.set(True), _sent.set(sent)
     try:
-        yield
-    except BaseException as error:
-        if held is not None:
-            if any(cls.__name__ in not_sent for cls in type(error).__mro__):
-                held.void()
-            else:
-                held.settle(None)
-        raise
+        with nullcontext() if sent is None else sent.attempt(not_sent):
+            yield
     finally:
         _sending.reset(token)
+        _sent.reset(token_sent)
+
+
+def being_sent() -> SentCall | None:
+    """The call that is being sent in this context."""
+    return _sent.get()
 
 
 def tell(library: str, verb: str, url: str) -> None:

@@ -1,9 +1,10 @@
 """Where model calls are met: `send` of the clients of httpx and httpx2, through which LiteLLM, LangChain, and
 the SDKs of OpenAI, Anthropic and others send. Put in place once a process; outside a budget nothing changes.
 
-A refused call gets a response in the provider's own form with `x-should-retry: false`, so that its client
-reports it at once. Libraries that send otherwise (requests, urllib3, aiohttp) are not held: what they post to
-a known provider is told, or refused. Leaves out money (`scope`).
+Each attempt that a transport makes by itself has a hold of its own. A refused call gets a response in the
+provider's own form with `x-should-retry: false`, so that its client reports it at once. Libraries that send
+otherwise (requests, urllib3) are not held: what they post to a known provider is told, or refused. Leaves out
+money (`scope`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from viaticum.agents.instrumentation import aiohttp_hooks, bedrock_hooks
-from viaticum.agents.instrumentation.context import Held, Payer
+from viaticum.agents.instrumentation.context import Payer
 from viaticum.agents.instrumentation.gemini import gemini_call
-from viaticum.agents.instrumentation.holding import Refused, hold, payer_for, sending, tell, unknown
+from viaticum.agents.instrumentation.holding import (
+    Refused,
+    SentCall,
+    being_sent,
+    hold,
+    payer_for,
+    sending,
+    tell,
+    unknown,
+)
 from viaticum.agents.instrumentation.requests import Api, may_cost, model_call
 from viaticum.agents.instrumentation.usage import UsageReader
 from viaticum.errors import MissingExtra
@@ -51,7 +61,7 @@ class _Sent(NamedTuple):
     """What is sent in place of a request, and its hold if it is a model call."""
 
     request: Any
-    held: Held | None
+    held: SentCall | None
 
 
 def _hook_client(httpx: ModuleType) -> None:
@@ -81,6 +91,36 @@ def _hook_client(httpx: ModuleType) -> None:
 
     wrapt.wrap_function_wrapper(httpx, "Client.send", send)
     wrapt.wrap_function_wrapper(httpx, "AsyncClient.send", send_async)
+    _hook_transports(httpx)
+
+
+def _hook_transports(httpx: ModuleType) -> None:
+    """Hook what sends: a transport around it may send a request of a client several times."""
+
+    def handle(wrapped: Any, transport: Any, args: Any, options: Any) -> Any:
+        if (sent := being_sent()) is None:
+            return wrapped(*args, **options)
+        if (refused := sent.begin()) is not None:
+            request = args[0] if args else options["request"]
+            return _refusal(httpx, request, sent.call.api, refused)
+        with sent.attempt(_NOT_SENT):
+            response = wrapped(*args, **options)
+        sent.answered(response.status_code)
+        return response
+
+    async def handle_async(wrapped: Any, transport: Any, args: Any, options: Any) -> Any:
+        if (sent := being_sent()) is None:
+            return await wrapped(*args, **options)
+        if (refused := sent.begin()) is not None:
+            request = args[0] if args else options["request"]
+            return _refusal(httpx, request, sent.call.api, refused)
+        with sent.attempt(_NOT_SENT):
+            response = await wrapped(*args, **options)
+        sent.answered(response.status_code)
+        return response
+
+    wrapt.wrap_function_wrapper(httpx, "HTTPTransport.handle_request", handle)
+    wrapt.wrap_function_wrapper(httpx, "AsyncHTTPTransport.handle_async_request", handle_async)
 
 
 def _others(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +162,7 @@ def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
     return _Sent(sent, held)
 
 
-def _settled(httpx: ModuleType, held: Held | None, response: Any, stream: bool) -> Any:
+def _settled(httpx: ModuleType, held: SentCall | None, response: Any, stream: bool) -> Any:
     """Settle what a response reports, now or when its stream ends."""
     if held is None:
         return response
@@ -146,7 +186,7 @@ def _settled(httpx: ModuleType, held: Held | None, response: Any, stream: bool) 
 class _Watched:
     """The body of a response that is read for its usage as it passes, and settled when it ends or is left."""
 
-    def __init__(self, httpx: ModuleType, held: Held, reader: UsageReader, response: Any) -> None:
+    def __init__(self, httpx: ModuleType, held: SentCall, reader: UsageReader, response: Any) -> None:
         self._httpx, self._held, self._reader, self._response = httpx, held, reader, response
         self._is_events = "event-stream" in response.headers.get("content-type", "")
         # A provider may compress although it was asked not to; such a stream passes unread.

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from forms_server import broken, left
 from openai_server import served
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -25,14 +26,15 @@ READ, WRITTEN = 12, 5
 
 @dataclass
 class BedrockServer:
-    """calls: operation and body of each request. script: statuses of the next ones, then 200.
+    """calls: operation and body of each request. script: statuses of the next ones, then 200; "stall" answers
+    when the client has left, "drop" breaks the connection.
 
     usage: what it reports; None for nothing.
     """
 
     port: int = 0
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    script: list[int] = field(default_factory=list)
+    script: list[Any] = field(default_factory=list)
     usage: dict[str, int] | None = None
 
     @property
@@ -46,7 +48,12 @@ class BedrockServer:
     async def answer(self, request: Request) -> Response:
         operation = request.path_params["operation"]
         self.calls.append((operation, await request.json()))
-        if self.script and (status := self.script.pop(0)) != 200:
+        status = self.script.pop(0) if self.script else 200
+        if status == "stall":
+            await left(request)
+        if status == "drop":
+            return StreamingResponse(broken(), media_type="application/json")
+        if status not in (200, "stall"):
             headers = {"x-amzn-errortype": "ThrottlingException"}
             return JSONResponse({"message": "slow down"}, status, headers)
         response: Response = getattr(self, "_" + operation.replace("-", "_"))()

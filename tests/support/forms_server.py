@@ -26,7 +26,8 @@ from starlette.routing import Route
 class FormsServer:
     """calls: the path and body of each request. read, written: tokens that it reports of an answer.
 
-    script: statuses of the next requests, then 200; "drop" breaks the connection. away: models that answer
+    script: statuses of the next requests, then 200; "drop" breaks the connection, "stall" answers when the
+    client has left. away: models that answer
     with status 503. pause: seconds between the events of a stream. reply: makes the message of a chat
     completion from the request's body; by default a few words.
     """
@@ -63,7 +64,10 @@ class FormsServer:
         self.calls.append((path, body))
         status = self.script.pop(0) if self.script else 200
         if status == "drop":
-            return StreamingResponse(self.broken(), media_type="application/json")
+            return StreamingResponse(broken(), media_type="application/json")
+        if status == "stall":
+            await left(request)
+            status = 200
         status = 503 if body.get("model") in self.away else status
         if status != 200:
             return JSONResponse({"error": {"message": "not now", "type": "busy"}}, status_code=status)
@@ -75,11 +79,6 @@ class FormsServer:
         if body.get("stream"):
             return StreamingResponse(self.events(api, body), media_type="text/event-stream")
         return JSONResponse(getattr(self, api)(body))
-
-    async def broken(self) -> AsyncIterator[str]:
-        yield '{"id": "c1", "choices": ['
-        await asyncio.sleep(0.05)
-        raise ConnectionError("the server drops the connection")
 
     def gemini(self, path: str, events: bool) -> Response:
         """Gemini's form: whole, as events, or a stream that is one list. Usage grows from piece to piece."""
@@ -237,6 +236,20 @@ class FormsServer:
             yield "", {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
             if (body.get("stream_options") or {}).get("include_usage"):
                 yield "", {**chunk, "choices": [], "usage": self.chat_usage}
+
+
+async def broken() -> AsyncIterator[str]:
+    yield '{"id": "c1", "choices": ['
+    await asyncio.sleep(0.05)
+    raise ConnectionError("the server drops the connection")
+
+
+async def left(request: Request) -> None:
+    """Wait until the client has left, at most ten seconds."""
+    for _ in range(500):
+        if await request.is_disconnected():
+            return
+        await asyncio.sleep(0.02)
 
 
 @contextmanager
