@@ -17,22 +17,11 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 
 from viaticum.agents.integrations.call_bounds import CallBounds, messages_of
+from viaticum.agents.integrations.held_calls import HeldCall
 from viaticum.agents.integrations.wrap_up import ANSWER_TOKENS, GROWTH_TOKENS, cut_to, last_prompt
 from viaticum.budgets import Ledger
 from viaticum.errors import BudgetExceeded, HoldError, LedgerError
 from viaticum.types import TokenCount
-
-
-@dataclass(frozen=True, slots=True)
-class HeldCall:
-    """A call whose hold is dispatched: the key, and the request with the held max_tokens.
-
-    is_last: it wraps up what is there, and no tool is called after it.
-    """
-
-    key: str
-    request: ModelRequest[Any]
-    is_last: bool = False
 
 
 @dataclass(frozen=True)

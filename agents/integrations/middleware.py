@@ -23,9 +23,13 @@ from langgraph.runtime import Runtime
 
 from viaticum.agents.instrumentation.call_settings import CallSettings
 from viaticum.agents.integrations.model_labels import ChatModelGuard
-from viaticum.agents.integrations.reported_usage import reported_count
-from viaticum.agents.workflow.approval import ask_person, decision_needed, raise_limit
-from viaticum.agents.workflow.calls import is_caller_cancelled
+from viaticum.agents.workflow.approval import (
+    Decision,
+    ask_person,
+    decision_needed,
+    given_decision,
+    raise_limit,
+)
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.latencies import CallLatencies, Seconds
 from viaticum.agents.workflow.settings import Dollars
@@ -39,10 +43,9 @@ from viaticum.errors import (
     BudgetExceeded,
     DeadlineExceeded,
     InputError,
-    LedgerError,
     MissingExtra,
 )
-from viaticum.money import nanousd, usd_digits
+from viaticum.money import nanousd
 from viaticum.residency import Only, Residency
 from viaticum.types import Pair, Row, TokenCount
 
@@ -50,10 +53,18 @@ try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
     from langchain.agents.middleware.types import PrivateStateAttr
 
-    from viaticum.agents.integrations.call_approval import Capped, approval_request
+    from viaticum.agents.integrations.call_approval import (
+        AskedRuns,
+        Capped,
+        approval_request,
+        asked_before,
+        can_interrupt,
+        stopped_message,
+    )
     from viaticum.agents.integrations.call_bounds import CallBounds, Prices, model_name, prices_of
-    from viaticum.agents.integrations.last_calls import HeldCall, LastCalls, run_of
-    from viaticum.agents.integrations.run_deadlines import RunDeadlines, acall_until, call_until
+    from viaticum.agents.integrations.held_calls import HeldCall, end_call, settle_call
+    from viaticum.agents.integrations.last_calls import LastCalls, run_of
+    from viaticum.agents.integrations.run_deadlines import RunDeadlines, acall_until, call_until, check_time
 except ImportError:
     raise MissingExtra("langchain", "langchain") from None
 
@@ -164,6 +175,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self.deadlines, self._latencies = RunDeadlines(max_seconds), CallLatencies(self.ledger)
         if soft_limits is not None:
             weakref.finalize(self, SoftLimitWatch(self.ledger, soft_limits).close)
+        self._asked = AskedRuns()
         self._last = LastCalls(self.ledger, self.bounds, self._reserve_call, self.cheaper, {})
         self._hint = "" if count else BYTES_COUNTED
         self._inside_tool: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -206,10 +218,11 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         return Deadline(deadline.seconds, deadline.until - kept)
 
     def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        if self.on_cap != "finish" and self.deadlines.seconds is None:
+        if self.on_cap not in ("finish", "ask") and self.deadlines.seconds is None:
             return None
         named = {"viaticum_run": uuid.uuid4().hex}
         self.deadlines.begin(named)
+        self._asked.close(run_of(named))
         return named
 
     async def abefore_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
@@ -218,6 +231,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     def after_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         self._last.free(state)
         self.deadlines.end(state)
+        self._asked.end(run_of(state))
         return None
 
     async def aafter_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
@@ -264,7 +278,9 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> HeldCall | AIMessage:
         """End the hold of a call that failed. Its error, or where time was over what is done in its place."""
         is_late = isinstance(error, DeadlineExceeded) and self.on_cap != "stop"
-        self._end_hold(held, error, keep_last=is_late)
+        if not is_late:
+            self._last.free(held.request.state)
+        end_call(self.ledger, held, error)
         if not isinstance(error, DeadlineExceeded) or not is_late:
             raise error
         return self._stopped(request, error) if held.is_last else self._at_cap(request, error)
@@ -291,7 +307,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     def _hold(self, request: ModelRequest[Any]) -> HeldCall | AIMessage:
         """The hold of a call, or of the one that is made in its place; or the answer that ends the agent."""
         try:
-            return self._reserve(request)
+            held = self._reserve(request)
         except BudgetClosed as error:
             if self.on_cap == "stop":
                 raise
@@ -300,6 +316,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             if self.on_cap == "stop":
                 raise
             return self._at_cap(request, error)
+        return self._heed(request, held) if self.on_cap == "ask" else held
 
     def _at_cap(self, request: ModelRequest[Any], error: Capped) -> HeldCall | AIMessage:
         """What is done in place of a call that does not fit, or for which no time is left."""
@@ -308,19 +325,6 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         if self.on_cap == "cheaper" and (held := self._reserve_cheaper(request)) is not None:
             return held
         return self._reserve_last(request) or self._stopped(request, error)
-
-    def _check_time(self, request: ModelRequest[Any]) -> None:
-        """Raises `DeadlineExceeded` where a call cannot begin, or took longer in half of the cases."""
-        deadline = self.deadline(request.state)
-        if deadline is None:
-            return
-        deadline.check()
-        seen = self.seconds_of(request.model)
-        if seen is not None and seen.p50 > deadline.left:
-            raise deadline.exceeded(
-                f"half of the calls of {model_name(request.model)} took {seen.p50:.1f} seconds, and "
-                f"{deadline.left:.1f} are left for one"
-            )
 
     def _reserve(self, request: ModelRequest[Any]) -> HeldCall:
         """Hold a call, and with on_cap "finish" the last one beside it.
@@ -333,7 +337,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         """
         key = f"agent-{uuid.uuid4().hex}"
         self._guard.check(model_name(request.model), request.model)
-        self._check_time(request)
+        check_time(self.deadline(request.state), self.seconds_of(request.model), model_name(request.model))
         limit = self.bounds.limit(request)
         settings = CallSettings(request.model, request.model_settings)
         settings.check(limit, self.bounds.setting)
@@ -379,28 +383,17 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _stopped(self, request: ModelRequest[Any], error: BudgetError | DeadlineExceeded) -> AIMessage:
         self._last.free(request.state)
-        is_late = isinstance(error, DeadlineExceeded)
-        metadata = {
-            "finish_reason": "deadline" if is_late else "budget",
-            "budget": self.budget_name,
-            "left_nanousd": self.left().left_nanousd,
-            "model_name": model_name(request.model),
-        }
-        why = "the time is over" if is_late else "the budget is used up"
-        return AIMessage(f"Stopped, {why}: {error}", response_metadata=metadata)
-
-    # A person decides
+        return stopped_message(error, self.left(), model_name(request.model))
 
     def _ask(self, request: ModelRequest[Any], error: Capped) -> HeldCall | AIMessage:
         """Interrupt until a person decides. The decision is carried out when the node runs again."""
-        models = request.model, self._last.model(request), self.cheaper
-        budget = self.ledger.budget(error.budget if isinstance(error, BudgetExceeded) else self.budget_name)
-        asked = approval_request(error, budget, self.deadlines.seconds, *models)
-        info = request.runtime.execution_info if request.runtime is not None else None
-        if info is None or info.thread_id is None:
+        asked = self._question(request, error)
+        if not can_interrupt(request):
             raise decision_needed(asked) from error
         self.deadlines.pause(request.state)
+        self._asked.ask(run_of(request.state))
         decision = ask_person(asked)
+        self._asked.close(run_of(request.state))
         if decision.do == "raise":
             if isinstance(error, DeadlineExceeded):
                 self.deadlines.begin(request.state, decision.by)
@@ -409,6 +402,40 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             # Not asked again in this step, which runs from its start for each decision and would raise twice.
             with suppress(BudgetExceeded, DeadlineExceeded):
                 return self._reserve(request)
+        return self._decided(request, decision, error)
+
+    def _heed(self, request: ModelRequest[Any], held: HeldCall) -> HeldCall | AIMessage:
+        """Hear a person who was asked in this step, though the call that is held now needs no decision.
+
+        So it is where another process goes on with the run, whose time begins anew, or where there is more
+        money since.
+        """
+        run = run_of(request.state)
+        if not self._asked.is_open(run) or not can_interrupt(request):
+            return held
+        error = asked_before(self.budget_name, self.deadlines.seconds)
+        try:
+            decision = given_decision(self._question(request, error))
+        except BaseException:
+            self.ledger.void(held.key)
+            raise
+        self._asked.close(run)
+        if decision is None:
+            return held
+        if decision.do == "raise":
+            if isinstance(error, DeadlineExceeded):
+                self.deadlines.begin(request.state, decision.by)
+            return held
+        self.ledger.void(held.key)
+        return self._decided(request, decision, error)
+
+    def _question(self, request: ModelRequest[Any], error: Capped) -> dict[str, Any]:
+        models = request.model, self._last.model(request), self.cheaper
+        budget = self.ledger.budget(error.budget if isinstance(error, BudgetExceeded) else self.budget_name)
+        return approval_request(error, budget, self.deadlines.seconds, *models)
+
+    def _decided(self, request: ModelRequest[Any], decision: Decision, error: Capped) -> HeldCall | AIMessage:
+        """The call that a person decided on, or the end of the run."""
         held = None
         if decision.do == "cheaper":
             held = self._reserve_cheaper(request)
@@ -417,38 +444,6 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         return held or self._stopped(request, error)
 
     def _settle(self, held: HeldCall, response: ModelResponse[Any]) -> ModelResponse[Any]:
-        """Settle the usage that the response reports; without a report, the held worst case."""
-        answer = next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)
-        count = None if answer is None else reported_count(answer)
-        usage = None if count is None else {model_name(held.request.model): count}
-        entry = self.ledger.settle(held.key, usage)
-        if answer is not None:
-            answer.response_metadata["viaticum"] = {
-                "budget": self.budget_name,
-                "cost_nanousd": entry.nanousd,
-                "cost_usd": usd_digits(entry.nanousd),
-                "left_nanousd": self.left().left_nanousd,
-            }
-            if held.is_last:
-                answer.tool_calls, answer.invalid_tool_calls = [], []
-                answer.response_metadata["finish_reason"] = "budget" if self._is_in_time(held) else "deadline"
-        return response
-
-    def _is_in_time(self, held: HeldCall) -> bool:
         deadline = self.deadline(held.request.state)
-        return deadline is None or deadline.left > 0
-
-    def _end_hold(self, held: HeldCall, error: BaseException, *, keep_last: bool) -> None:
-        """Void the hold of a failed call; settle the worst case of one that was cancelled or timed out."""
-        key = held.key
-        if not keep_last:
-            self._last.free(held.request.state)
-        with suppress(LedgerError):
-            if (
-                is_caller_cancelled(error)
-                or isinstance(error, TimeoutError | DeadlineExceeded)
-                or "Timeout" in type(error).__name__
-            ):
-                self.ledger.settle(key, None)
-            else:
-                self.ledger.void(key)
+        is_late = deadline is not None and deadline.left <= 0
+        return settle_call(self.ledger, self.budget_name, held, response, is_late=is_late)

@@ -22,6 +22,7 @@ from langchain.agents.middleware import ModelRequest
 
 from viaticum.agents.integrations.last_calls import run_of
 from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.agents.workflow.latencies import Seconds
 
 MOST_RUNS = 10_000
 _LEFT = "the call did not end by then; all that was held for it is charged"
@@ -70,6 +71,24 @@ class RunDeadlines:
         with self._lock:
             self._known.pop(run_of(state), None)
             self._left.pop(run_of(state), None)
+
+
+def check_time(deadline: Deadline | None, seen: Seconds | None, model: str) -> None:
+    """Raises `DeadlineExceeded` where a call cannot begin, or took longer in half of the cases.
+
+    Args:
+        deadline: of the call.
+        seen: what calls of its model took.
+        model: its name.
+    """
+    if deadline is None:
+        return
+    deadline.check()
+    if seen is not None and seen.p50 > deadline.left:
+        raise deadline.exceeded(
+            f"half of the calls of {model} took {seen.p50:.1f} seconds, and "
+            f"{deadline.left:.1f} are left for one"
+        )
 
 
 def call_until(

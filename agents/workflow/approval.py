@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from langgraph.errors import GraphInterrupt
 from langgraph.types import interrupt
 
 from viaticum.budgets import Budget, Ledger
@@ -96,13 +97,28 @@ def _forecast(row: PlanRow) -> dict[str, Any]:
 
 def ask_person(request: Mapping[str, Any]) -> Decision:
     """Interrupt the graph until a person decides. An invalid decision is asked again."""
-    problem = ""
+    return _decision(request, interrupt(request))
+
+
+def given_decision(request: Mapping[str, Any]) -> Decision | None:
+    """The decision of a person who was asked in this step before it ran again; None where nobody was.
+
+    For a step whose reason to ask is gone when it runs again, so that it would not ask any more. An invalid
+    decision is asked again.
+    """
+    try:
+        answer = interrupt(request)
+    except GraphInterrupt:  # there is no answer
+        return None
+    return _decision(request, answer)
+
+
+def _decision(request: Mapping[str, Any], answer: object) -> Decision:
     while True:
-        answer = interrupt({**request, "problem": problem} if problem else request)
         try:
             return parse_decision(answer, request)
         except InputError as error:
-            problem = str(error)
+            answer = interrupt({**request, "problem": str(error)})
 
 
 def parse_decision(decision: object, request: Mapping[str, Any]) -> Decision:
