@@ -14,8 +14,8 @@ from typing import Any
 
 import asked_agent
 import pytest
-from fake_chat import says
 from fake_chat import fake as fake_chat
+from fake_chat import says
 from langchain.agents import create_agent
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
