@@ -1,5 +1,22 @@
-"""`python -m viaticum`, for where the command is not on the path."""
+"""The `viaticum` command, and `python -m viaticum`. Loads nothing itself, so that Ctrl-C is heard at once."""
 
-from viaticum.cli import main
+from __future__ import annotations
 
-main()
+import signal
+import sys
+
+
+def main() -> None:
+    """Load the command line and run it (`viaticum.cli.main`)."""
+    try:
+        from viaticum.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(130)
+    try:
+        command()
+    finally:  # nothing is left but Python's own end, which would tell of an interrupt as of a fault
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()

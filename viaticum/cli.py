@@ -30,6 +30,7 @@ from viaticum.commands.token_policy import policy, policy_evaluate
 from viaticum.commands.trace import trace
 from viaticum.commands.tune import tune
 from viaticum.errors import MissingExtra, ViaticumError, WeightsError
+from viaticum.signals import INTERRUPTED, CommandInterrupts
 
 app = typer.Typer(
     invoke_without_command=True, help="An allowance for every question.", pretty_exceptions_enable=False
@@ -110,30 +111,37 @@ def main() -> None:
 
     Exit codes: 0 done, 1 an error with its message, 2 wrong usage, 130 interrupted.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break our lines
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # such as cp1252's: what it lacks is shown as an escape
-            stream.reconfigure(errors="backslashreplace")
-    try:
+    with CommandInterrupts() as interrupts:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break our lines
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # such as cp1252's: what it lacks is shown as an escape
+                stream.reconfigure(errors="backslashreplace")
         try:
-            app()
-        finally:
-            sys.stdout.flush()
-    except OSError as error:  # a full disk, a file that may not be read
+            try:
+                app()
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            if interrupts.is_cause_of(error):
+                sys.exit(INTERRUPTED)
+            sys.stderr.write(_message(error))
+            sys.exit(1)
+
+
+def _message(error: Exception) -> str:
+    """What is told of an error that ends a command; "" for nothing. Raises one that nobody expected."""
+    if isinstance(error, OSError):  # a full disk, a file that may not be read
         _drop_output()
         if isinstance(error, BrokenPipeError):  # who read it has enough
-            sys.exit(1)
+            return ""
         where = f": {error.filename}" if error.filename else ""
-        sys.stderr.write(visible(f"error: {error.strerror or error}{where}\n", sys.stderr))
-        sys.exit(1)
-    except ViaticumError as error:
-        sys.stderr.write(visible(f"error: {error}{_first_steps(error)}\n", sys.stderr))
-        sys.exit(1)
-    except ModuleNotFoundError as error:  # a package of an extra, imported where it is needed
+        return visible(f"error: {error.strerror or error}{where}\n", sys.stderr)
+    if isinstance(error, ViaticumError):
+        return visible(f"error: {error}{_first_steps(error)}\n", sys.stderr)
+    if isinstance(error, ModuleNotFoundError):  # a package of an extra, imported where it is needed
         package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
-            raise
-        sys.stderr.write(f"error: {MissingExtra(package, _EXTRAS[package])}\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        if package in _EXTRAS:
+            return f"error: {MissingExtra(package, _EXTRAS[package])}\n"
+    raise error

@@ -111,7 +111,6 @@ class Server(uvicorn.Server):
         self._drain_task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)  # uvicorn's backlog is also how many asyncio accepts at once
@@ -127,6 +126,7 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Drain on a signal and exit with code 0; uvicorn would re-raise the signal afterwards."""
+        self._loop = asyncio.get_running_loop()
         with SignalHandler(lambda number: self.stop()):
             yield
 

@@ -1,16 +1,25 @@
-"""Signal handlers are replaced for a while, and put back."""
+"""Signal handlers are replaced for a while, and put back; a Ctrl-C is never lost."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from viaticum.signals import SignalHandler, drain_on
+from viaticum.signals import (
+    CommandInterrupts,
+    SignalHandler,
+    drain_on,
+    interrupt_deferred,
+    run_interruptible,
+)
 
 
 def send(number: int) -> None:
@@ -25,7 +34,7 @@ def test_the_former_handlers_are_back_after_the_block() -> None:
         send(signal.SIGTERM)
         send(signal.SIGINT)
         send(signal.SIGTERM)
-    assert received == [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]
+    assert received == [signal.SIGTERM, signal.SIGINT, signal.SIGTERM], "also those of the last instant"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == former
 
 
@@ -42,7 +51,6 @@ def test_a_second_signal_does_what_it_did_before() -> None:
     received: list[int] = []
     with SignalHandler(received.append, (signal.SIGINT,), once=True):
         send(signal.SIGINT)
-        assert received == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
     assert received == [signal.SIGINT]
@@ -81,3 +89,143 @@ def test_drain_on_drains_in_a_thread_and_then_raises_the_signal_again() -> None:
         assert drained == ["viaticum-drain"]
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def test_a_function_may_take_the_lock_that_the_main_thread_holds() -> None:
+    """A handler that ran in the main thread would wait for it for ever."""
+    stop, waits = threading.Event(), threading.Lock()
+
+    def drain(number: int) -> None:
+        with waits:
+            stop.set()
+
+    with SignalHandler(drain, (signal.SIGTERM,)):
+        with waits:
+            send(signal.SIGTERM)
+            assert not stop.is_set()
+        assert stop.wait(30)
+
+
+class Dropping:
+    """Sends this process a SIGINT in its finalizer, whose errors Python drops."""
+
+    def __del__(self) -> None:
+        send(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_an_interrupt_that_a_finalizer_dropped_is_raised_again() -> None:
+    reports: list[object] = []
+    former, sys.unraisablehook = sys.unraisablehook, reports.append
+    try:
+        with CommandInterrupts() as found:
+            Dropping()
+            with pytest.raises(KeyboardInterrupt):
+                time.sleep(60)
+    finally:
+        sys.unraisablehook = former
+    assert found.happened
+    assert reports == [], "other errors are told as before, an interrupt is not"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_an_error_that_an_interrupt_became_is_known() -> None:
+    with CommandInterrupts() as found:
+        assert not found.is_cause_of(ImportError("no such module"))
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert found.is_cause_of(ImportError("initialization failed"))
+        other = ValueError("closed twice")
+        assert not found.is_cause_of(other)
+        other.__context__ = KeyboardInterrupt()
+        assert found.is_cause_of(other)
+
+
+def test_where_interrupts_are_ignored_they_stay_so() -> None:
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with CommandInterrupts() as found:
+            send(signal.SIGINT)
+        assert not found.happened
+        with interrupt_deferred():
+            send(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_deferred_interrupt_comes_when_the_block_has_ended(fails: bool) -> None:
+    steps: list[str] = []
+
+    def work() -> None:
+        with interrupt_deferred():
+            send(signal.SIGINT)
+            steps.append("ended")
+            if fails:
+                raise ValueError
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert steps == ["ended"]
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("where", ["before", "await", "survived", "after"])
+def test_a_coroutine_hears_every_interrupt(where: str) -> None:
+    steps: list[str] = []
+
+    async def work() -> None:
+        if where == "before":
+            send(signal.SIGINT)
+        try:
+            if where in ("await", "survived"):
+                asyncio.get_running_loop().call_later(0.05, send, signal.SIGINT)
+            await asyncio.sleep(60 if where != "after" else 0)
+        except asyncio.CancelledError:
+            if where != "survived":
+                raise
+        finally:
+            steps.append("put in order")
+        if where == "after":
+            send(signal.SIGINT)  # no await follows
+
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptible(work())
+    assert steps == ["put in order"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_coroutine_without_interrupts_is_run_as_by_asyncio() -> None:
+    async def work() -> int:
+        await asyncio.sleep(0)
+        return 3
+
+    async def fails() -> None:
+        raise asyncio.CancelledError
+
+    assert run_interruptible(work()) == 3
+    with pytest.raises(asyncio.CancelledError):
+        run_interruptible(fails())
+
+
+LOADING = """
+import signal, sys, time
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "viaticum.cli":
+            signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+from viaticum.__main__ import main
+main()
+"""
+
+
+def test_an_interrupt_while_the_command_line_is_loaded_ends_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "")

@@ -20,6 +20,7 @@ from viaticum.budgets import Ledger
 from viaticum.errors import ModelError
 from viaticum.jobs import Job
 from viaticum.money import usd_digits
+from viaticum.signals import interrupt_deferred
 
 AT_ONCE = 4  # calls, some of which the kill finds under way
 KILL_SHARE = 0.125  # of the rows, after which the process is killed
@@ -153,7 +154,7 @@ class InterruptedBatch:
     def _events(self, *more: str) -> Iterator[Mapping[str, Any]]:
         """Start a process of the job and yield what it tells."""
         program, *arguments = self.command
-        with self._log.open("a", encoding="utf-8") as log:
+        with self._log.open("a", encoding="utf-8") as log, interrupt_deferred():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", program, *arguments, "--json", *more],
                 stdout=subprocess.PIPE,

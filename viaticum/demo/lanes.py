@@ -6,7 +6,6 @@ its own. All share the loaded weights; each pays from its part of one budget. Le
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -137,4 +136,3 @@ async def run_lanes(
         for lane in [*lanes[first:], *lanes[:first]]:
             await lane.answer(wave, len(wave))
         ended(wave)
-    await asyncio.sleep(0)  # an interrupt after the last call of all ends here, and not unheard

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import logging
@@ -29,6 +28,7 @@ from viaticum.generation import GenerationSettings
 from viaticum.models.base import Generation
 from viaticum.money import format_usd, nanousd
 from viaticum.questions import Question
+from viaticum.signals import run_interruptible
 from viaticum.types import Query
 from viaticum.weights import locate
 
@@ -212,7 +212,7 @@ class Demo:
     def _run_lanes(self, lanes: Sequence[Lane]) -> None:
         self.screen.show_lanes(lanes)
         with self._timed("lanes"):
-            asyncio.run(run_lanes(lanes, waves(self.settings.questions, WAVE), self.screen.wave))
+            run_interruptible(run_lanes(lanes, waves(self.settings.questions, WAVE), self.screen.wave))
 
     def _tell_routes(self, routed: Lane) -> None:
         counts: dict[str, int] = {}
