@@ -19,7 +19,7 @@ from viaticum.gguf.file import SHARD, read_header
 from viaticum.hub import Repository, fetch_config, look_at
 from viaticum.model_spec import ModelSpec
 from viaticum.models.api_keys import key_variables
-from viaticum.models.remote.prices import list_entry, listed_names, listed_rates
+from viaticum.models.remote.prices import has_fee, list_entry, listed_names, listed_rates
 from viaticum.weight_sources import Hub
 from viaticum.wheels import FetchError
 
@@ -92,11 +92,12 @@ def _remote_entry(
     own_price = None not in prices
     if not listed and (context is None or not own_price):
         raise InputError(f"{_unlisted(model)} give --context, --input-price and --output-price")
-    rates = listed_rates(listed)
-    if not own_price and not (rates.get("input_price") or rates.get("output_price")):
+    rates, fee = listed_rates(listed), has_fee(model, listed)
+    if not own_price and (fee or not (rates.get("input_price") or rates.get("output_price"))):
+        missing = " that covers what it takes for searches" if fee else ""
         raise InputError(
-            f"litellm's list has no price for {model}; give --input-price and --output-price in dollars per "
-            "million tokens (0 if it is free)"
+            f"litellm's list has no price for {model}{missing}; give --input-price and --output-price in "
+            "dollars per million tokens (0 if it is free)"
         )
     length = context or listed.get("max_input_tokens") or listed.get("max_tokens")
     if not length:

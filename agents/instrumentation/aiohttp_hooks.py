@@ -37,6 +37,12 @@ _NOT_SENT = ("ClientConnectorError", "ConnectionTimeoutError", "InvalidURL", "No
 def hook(module: ModuleType) -> None:
     """Hook a loaded `aiohttp.client`."""
     wrapt.wrap_function_wrapper(module, "ClientSession._request", _request)
+    wrapt.wrap_function_wrapper(module, "ClientSession._ws_connect", _open_websocket)
+
+
+async def _open_websocket(wrapped: Any, session: Any, args: Any, options: Any) -> Any:
+    tell("aiohttp", "WebSocket", str(session._build_url(args[0] if args else options["url"])))
+    return await wrapped(*args, **options)
 
 
 async def _request(wrapped: Any, session: Any, args: Any, options: Any) -> Any:

@@ -33,8 +33,14 @@ _TIERS: dict[str, tuple[str, ...] | None] = {
     "conversation": None,
     "prompt": None,
     "audio": None,
+    # What the provider searches and reads by itself: OpenAI, xAI, Azure, OpenRouter, Anthropic.
     "web_search_options": None,
+    "search_parameters": None,
+    "data_sources": None,
+    "plugins": None,
+    "mcp_servers": None,
 }
+_OTHER_MODELS = ("models", "fallback_models")  # that a gateway may call instead, at prices of their own
 _NAMES = ("model", "model_name")
 _OWN_TOOLS = ("bash_", "text_editor_", "memory_")  # Anthropic's, which the agent runs
 OWN_TOOL_TOKENS = 1024  # the provider's instructions of such a tool
@@ -74,6 +80,13 @@ class CallSettings:
 
     def check_model(self) -> None:
         """Check that the model that is sent is the one that is held. Raises `InputError` for another one."""
+        for source in self._sources[1:]:
+            for name in _OTHER_MODELS:
+                if source.get(name):
+                    raise InputError(
+                        f"{name} names models that may be called instead of the one that is held for; leave "
+                        "it out"
+                    )
         held = {str(each) for name in _NAMES if (each := getattr(self._model, name, None))}
         for source in self._sources[1:]:
             for name in _NAMES:

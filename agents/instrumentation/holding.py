@@ -159,12 +159,23 @@ def being_sent() -> SentCall | None:
 
 
 def tell(library: str, verb: str, url: str) -> None:
-    """Note what a library that is not held posts to a provider.
+    """Note what a library that is not held posts to a provider, or that it opens a WebSocket there.
 
     Raises:
         ConnectionError: the budget refuses what it cannot hold.
     """
     payer = None if _sending.get() else context.current()
-    address = url.partition("?")[0]
-    if payer is not None and may_cost(verb.upper(), url) and payer.refuses(f"{verb} {address} by {library}"):
+    address, costs = url.partition("?")[0], may_cost("POST" if verb == "WebSocket" else verb.upper(), url)
+    if payer is not None and costs and payer.refuses(f"{verb} {address} by {library}"):
         raise ConnectionError(f"viaticum: {verb} {address} by {library} cannot be held; allow it with unheld")
+
+
+@contextmanager
+def telling(library: str, verb: str, url: str) -> Iterator[None]:
+    """`tell`, once: what lies below the library is not told again. Raises as it does."""
+    tell(library, verb, url)
+    token = _sending.set(True)
+    try:
+        yield
+    finally:
+        _sending.reset(token)

@@ -2,9 +2,8 @@
 the SDKs of OpenAI, Anthropic and others send. Put in place once a process; outside a budget nothing changes.
 
 Each attempt that a transport makes by itself has a hold of its own. A refused call gets a response in the
-provider's own form with `x-should-retry: false`, so that its client reports it at once. Libraries that send
-otherwise (requests, urllib3) are not held: what they post to a known provider is told, or refused. Leaves out
-money (`scope`).
+provider's own form with `x-should-retry: false`, so that its client reports it at once. Leaves out money
+(`scope`), and what is not held but told or refused (`unheld_hooks`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from viaticum.agents.instrumentation import aiohttp_hooks, bedrock_hooks
+from viaticum.agents.instrumentation import aiohttp_hooks, bedrock_hooks, unheld_hooks
 from viaticum.agents.instrumentation.context import Payer
 from viaticum.agents.instrumentation.gemini import gemini_call
 from viaticum.agents.instrumentation.holding import (
@@ -25,7 +24,6 @@ from viaticum.agents.instrumentation.holding import (
     hold,
     payer_for,
     sending,
-    tell,
     unknown,
 )
 from viaticum.agents.instrumentation.requests import Api, may_cost, model_call
@@ -52,7 +50,7 @@ def install() -> None:
         _installed = True
     for name in _CLIENTS:
         wrapt.register_post_import_hook(_hook_client, name)
-    wrapt.register_post_import_hook(_watch_urllib3, "urllib3.connectionpool")
+    unheld_hooks.install()
     wrapt.register_post_import_hook(aiohttp_hooks.hook, "aiohttp.client")
     wrapt.register_post_import_hook(bedrock_hooks.hook, "botocore.client")
 
@@ -134,7 +132,10 @@ def _is_json(request: Any) -> bool:
 
 def _payer_of(request: Any) -> Payer | None:
     """Who pays for a request; None where nobody does, or it cannot be a call that costs."""
-    return payer_for(str(request.url)) if request.method == "POST" else None
+    opens = (
+        request.headers.get("upgrade", "").lower() == "websocket"
+    )  # through which calls go that nobody sees
+    return payer_for(str(request.url)) if request.method == "POST" or opens else None
 
 
 def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
@@ -142,8 +143,10 @@ def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
     url = str(request.url)
     call = model_call(request.method, url, content) or gemini_call(request.method, url, content)
     if call is None:
-        may = may_cost(request.method, url)
-        refused = unknown(payer, f"POST {request.url.host}{request.url.path}") if may else None
+        verb = request.method if request.method == "POST" else "WebSocket"
+        refused = (
+            unknown(payer, f"{verb} {request.url.host}{request.url.path}") if may_cost("POST", url) else None
+        )
         return _Sent(request, None) if refused is None else _refusal(httpx, request, None, refused)
     held = hold(payer, call)
     if held is None:
@@ -265,13 +268,3 @@ def _refusal(httpx: ModuleType, request: Any, api: Api | None, refused: Refused)
         body = {"type": "error", "error": {"type": code, "message": message}}
     headers = {"x-should-retry": "false"}
     return httpx.Response(refused.status, json=body, headers=headers, request=request)
-
-
-def _watch_urllib3(module: ModuleType) -> None:
-    def urlopen(wrapped: Any, pool: Any, args: Any, options: Any) -> Any:
-        verb = args[0] if args else options["method"]
-        path = args[1] if len(args) > 1 else options.get("url", "/")
-        tell("urllib3", verb, path if "://" in path else f"{pool.scheme}://{pool.host}{path}")
-        return wrapped(*args, **options)
-
-    wrapt.wrap_function_wrapper(module, "HTTPConnectionPool.urlopen", urlopen)

@@ -13,7 +13,7 @@ from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain_core.messages import AIMessage
 
 from viaticum.agents.integrations.call_bounds import model_name
-from viaticum.agents.integrations.reported_usage import reported_count
+from viaticum.agents.integrations.reported_usage import is_cached, reported_count
 from viaticum.agents.workflow.calls import is_caller_cancelled
 from viaticum.budgets import Ledger
 from viaticum.errors import DeadlineExceeded, LedgerError
@@ -42,20 +42,28 @@ def settle_call(
         is_late: the time of the run is over.
     """
     answer = next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)
-    count = None if answer is None else reported_count(answer)
-    usage = None if count is None else {model_name(held.request.model): count}
-    entry = ledger.settle(held.key, usage)
+    cost = _settle(ledger, held, answer)
     if answer is not None:
         answer.response_metadata["viaticum"] = {
             "budget": budget,
-            "cost_nanousd": entry.nanousd,
-            "cost_usd": usd_digits(entry.nanousd),
+            "cost_nanousd": cost,
+            "cost_usd": usd_digits(cost),
             "left_nanousd": ledger.budget(budget).left_nanousd,
         }
         if held.is_last:
             answer.tool_calls, answer.invalid_tool_calls = [], []
             answer.response_metadata["finish_reason"] = "deadline" if is_late else "budget"
     return response
+
+
+def _settle(ledger: Ledger, held: HeldCall, answer: AIMessage | None) -> int:
+    """Settle or void a hold; returns the nano-dollars that were posted."""
+    if answer is not None and is_cached(answer):
+        ledger.void(held.key)
+        return 0
+    count = None if answer is None else reported_count(answer)
+    usage = None if count is None else {model_name(held.request.model): count}
+    return ledger.settle(held.key, usage).nanousd
 
 
 def end_call(ledger: Ledger, held: HeldCall, error: BaseException) -> None:

@@ -13,15 +13,19 @@ from langchain_core.messages import AIMessage
 from viaticum.types import TokenCount
 
 
+def is_cached(answer: AIMessage) -> bool:
+    """Whether an answer is from LangChain's own cache, which says that it cost nothing. No model was called."""
+    usage: Mapping[str, Any] = answer.usage_metadata or {}
+    return usage.get("total_cost") == 0
+
+
 def reported_count(answer: AIMessage) -> TokenCount | None:
     """The tokens that the provider reports with an answer; None for none, or impossible ones.
 
     A provider that reports none at all for a prompt, or for an answer that is there, counted nothing.
     """
-    usage = answer.usage_metadata
-    if usage is None:
-        return None
-    read, written = usage["input_tokens"], usage["output_tokens"]
+    usage: Mapping[str, Any] = answer.usage_metadata or {}
+    read, written = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
     has_content = bool(answer.content or answer.tool_calls or answer.invalid_tool_calls)
     if read <= 0 or written < 0 or (has_content and written == 0):
         return None

@@ -25,6 +25,7 @@ from viaticum.money import Price, format_usd
 TOLERANCE = 100  # a reported cost may differ from ours by 1 / TOLERANCE before a warning
 HOUR_FACTOR = 2  # Anthropic's price of a token written for an hour, in those of an input token
 _FILE = "model_prices_and_context_window_backup.json"
+_SEARCHES = re.compile(r"search-(?:preview|api)|deep-research|-online$")  # in names of models that search
 _TIER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 
 
@@ -45,7 +46,8 @@ def with_litellm_price(spec: ModelSpec) -> ModelSpec:
     """Return the entry with LiteLLM's prices, also of cached and reasoning tokens and of long prompts.
 
     Raises:
-        UnknownPrice: the list has no price for the tokens of the model, or lists them as free.
+        UnknownPrice: the list has no price for the tokens of the model, or lists them as free, or each call
+            costs more than its tokens.
         MissingExtra: LiteLLM, whose list it is, is not installed.
     """
     listed = list_entry(spec.litellm_model or "")
@@ -54,7 +56,22 @@ def with_litellm_price(spec: ModelSpec) -> ModelSpec:
             f"{spec.name}: litellm's list has no price for {spec.litellm_model!r}; give input_price and "
             "output_price in your catalogue (0 if it is free)"
         )
+    if has_fee(spec.litellm_model or "", listed):
+        raise UnknownPrice(
+            f"{spec.name}: {spec.litellm_model!r} takes a fee for what it searches, beside the prices of "
+            "tokens in litellm's list; give input_price and output_price in your catalogue that cover it"
+        )
     return ModelSpec.model_validate({**spec.model_dump(), **listed_rates(listed)})
+
+
+def has_fee(model: str, listed: Mapping[str, Any]) -> bool:
+    """Whether a call of a model costs a fee beside its tokens whatever is asked of it, such as for searches.
+
+    Other models of the list have a price of searches too, which they make where a request has that tool.
+    """
+    is_answer_engine = listed.get("litellm_provider") == "perplexity"
+    always = is_answer_engine and bool(listed.get("search_context_cost_per_query"))
+    return always or bool(listed.get("input_cost_per_request")) or _SEARCHES.search(model) is not None
 
 
 def listed_rates(listed: Mapping[str, Any]) -> dict[str, Any]:
