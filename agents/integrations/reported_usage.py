@@ -14,7 +14,7 @@ from viaticum.types import TokenCount
 
 
 def is_cached(answer: AIMessage) -> bool:
-    """Whether an answer is from LangChain's own cache, which says that it cost nothing. No model was called."""
+    """Whether an answer is from LangChain's own cache, which says so by a cost of zero."""
     usage: Mapping[str, Any] = answer.usage_metadata or {}
     return usage.get("total_cost") == 0
 
