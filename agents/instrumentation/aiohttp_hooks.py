@@ -47,13 +47,14 @@ async def _open_websocket(wrapped: Any, session: Any, args: Any, options: Any) -
 
 async def _request(wrapped: Any, session: Any, args: Any, options: Any) -> Any:
     verb, given = args[0], args[1]
-    url = str(session._build_url(given))
+    address = session._build_url(given)
+    url = str(address)
     payer = payer_for(url) if verb.upper() == "POST" else None
     call = None if payer is None else _model_call(url, options)
     if payer is None or call is None:
         tell("aiohttp", verb, url)
         return await wrapped(*args, **_watched(session, options))
-    held = hold(payer, call)
+    held = hold(payer, call, address.path)
     if isinstance(held, Refused):
         raise _refusal(url, held)
     if held is None:
@@ -80,7 +81,7 @@ def _watched(session: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _attempt(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-    if (sent := being_sent()) is None:
+    if (sent := being_sent(request.url.path)) is None:
         return await handler(request)
     if (refused := sent.begin()) is not None:
         raise _refusal(str(request.url), refused)

@@ -33,10 +33,13 @@ class Refused(NamedTuple):
 
 
 class SentCall:
-    """A call with a hold for each attempt that its client makes to send it; ends as its newest attempt."""
+    """A call with a hold for each attempt that its client makes to send it; ends as its newest attempt.
 
-    def __init__(self, payer: Payer, held: Held) -> None:
-        self.call, self.limit = replace(held.call, limit=held.limit), held.limit
+    path: of its requests. Others that a client sends meanwhile, such as one for a token, are no attempts.
+    """
+
+    def __init__(self, payer: Payer, held: Held, path: str) -> None:
+        self.call, self.limit, self.path = replace(held.call, limit=held.limit), held.limit, path
         self._payer, self._held, self._is_sent = payer, held, False
 
     def settle(self, count: TokenCount | None, kept: Mapping[str, int] | None = None) -> None:
@@ -82,9 +85,11 @@ class SentCall:
             raise
 
     def answered(self, status: int) -> None:
-        """End the attempt if its answer is none of a model."""
-        if status >= 300:
+        """End the attempt if its answer is an error. One that is sent on to another address goes on there."""
+        if status >= 400:
             self._held.void()
+        elif status >= 300:
+            self._is_sent = False
 
 
 def leave_to(address: str) -> None:
@@ -105,10 +110,13 @@ def payer_for(url: str) -> Payer | None:
     return payer
 
 
-def hold(payer: Payer, call: ModelCall) -> SentCall | Refused | None:
-    """The hold of a call, or why it is not sent; None where it is sent without one, which is noted."""
+def hold(payer: Payer, call: ModelCall, path: str = "") -> SentCall | Refused | None:
+    """The hold of a call, or why it is not sent; None where it is sent without one, which is noted.
+
+    path: of its requests.
+    """
     held = _reserve(payer, call)
-    return held if held is None or isinstance(held, Refused) else SentCall(payer, held)
+    return held if held is None or isinstance(held, Refused) else SentCall(payer, held, path)
 
 
 def _reserve(payer: Payer, call: ModelCall) -> Held | Refused | None:
@@ -153,9 +161,10 @@ def sending(sent: SentCall | None, not_sent: Collection[str]) -> Iterator[None]:
         _sent.reset(token_sent)
 
 
-def being_sent() -> SentCall | None:
-    """The call that is being sent in this context."""
-    return _sent.get()
+def being_sent(path: str | None = None) -> SentCall | None:
+    """The call that is being sent in this context; None where there is none, or it has another path."""
+    sent = _sent.get()
+    return sent if sent is None or path in (None, sent.path) else None
 
 
 def tell(library: str, verb: str, url: str) -> None:

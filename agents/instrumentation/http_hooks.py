@@ -96,10 +96,10 @@ def _hook_transports(httpx: ModuleType) -> None:
     """Hook what sends: a transport around it may send a request of a client several times."""
 
     def handle(wrapped: Any, transport: Any, args: Any, options: Any) -> Any:
-        if (sent := being_sent()) is None:
+        request = args[0] if args else options["request"]
+        if (sent := being_sent(request.url.path)) is None:
             return wrapped(*args, **options)
         if (refused := sent.begin()) is not None:
-            request = args[0] if args else options["request"]
             return _refusal(httpx, request, sent.call.api, refused)
         with sent.attempt(_NOT_SENT):
             response = wrapped(*args, **options)
@@ -107,10 +107,10 @@ def _hook_transports(httpx: ModuleType) -> None:
         return response
 
     async def handle_async(wrapped: Any, transport: Any, args: Any, options: Any) -> Any:
-        if (sent := being_sent()) is None:
+        request = args[0] if args else options["request"]
+        if (sent := being_sent(request.url.path)) is None:
             return await wrapped(*args, **options)
         if (refused := sent.begin()) is not None:
-            request = args[0] if args else options["request"]
             return _refusal(httpx, request, sent.call.api, refused)
         with sent.attempt(_NOT_SENT):
             response = await wrapped(*args, **options)
@@ -148,7 +148,7 @@ def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
             unknown(payer, f"{verb} {request.url.host}{request.url.path}") if may_cost("POST", url) else None
         )
         return _Sent(request, None) if refused is None else _refusal(httpx, request, None, refused)
-    held = hold(payer, call)
+    held = hold(payer, call, request.url.path)
     if held is None:
         return _Sent(request, None)
     if isinstance(held, Refused):

@@ -40,11 +40,12 @@ class FormsServer:
     pause: float = 0.0
     reply: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     away: frozenset[str] = frozenset()
+    moved: str = ""  # the path that others are sent on to
     clients: ExitStack = field(default_factory=ExitStack)  # closed after each test
 
     def reset(self) -> None:
         self.calls, self.script, self.read, self.written, self.pause = [], [], 12, 5, 0.0
-        self.reply, self.away = None, frozenset()
+        self.reply, self.away, self.moved = None, frozenset(), ""
 
     def openai(self, **more: Any) -> openai.OpenAI:
         """A client of OpenAI's SDK for this server."""
@@ -62,6 +63,8 @@ class FormsServer:
         body = await request.json() if "json" in request.headers.get("content-type", "") else {}
         path = request.url.path
         self.calls.append((path, body))
+        if self.moved and path != self.moved:
+            return Response(status_code=307, headers={"location": self.moved})
         status = self.script.pop(0) if self.script else 200
         if status == "drop":
             return StreamingResponse(broken(), media_type="application/json")

@@ -324,3 +324,42 @@ def check(budget: BudgetScope, sent: list[Any], *, attempts: int, charged: int) 
     assert budget.left().held_nanousd == 0
     assert COST + charged * LEAST <= budget.left().posted_usd < COST + charged * MOST + Decimal("1e-9")
     assert budget.ledger.check() == []
+
+
+class Signed(httpx.Auth):
+    """Fetches a token by a post of its own before each request, as OAuth does."""
+
+    requires_response_body = True
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def auth_flow(self, request: httpx.Request) -> Any:
+        token = yield httpx.Request("POST", f"{self._url}/token", json={})
+        request.headers["authorization"] = f"Bearer {token.json()['id']}"
+        yield request
+
+
+def test_a_client_s_request_for_a_token_is_no_attempt(server: FormsServer) -> None:
+    with (
+        viaticum.budget("1", prices=PRICES) as budget,
+        httpx.Client(auth=Signed(server.url), timeout=TIMEOUT) as client,
+    ):
+        client.post(f"{server.url}/v1/chat/completions", json=CHAT).raise_for_status()
+    assert [path for path, _ in server.calls] == ["/token", "/v1/chat/completions"]
+    assert budget.calls == {"small": 1}
+    assert budget.left().posted_usd == COST
+
+
+@pytest.mark.parametrize("way", ["httpx", "aiohttp"])
+def test_a_call_that_is_sent_on_to_another_address_is_held_once(server: FormsServer, way: str) -> None:
+    server.moved = "/v2/chat/completions"
+    with viaticum.budget("1", prices=PRICES) as budget:
+        if way == "aiohttp":
+            by_aiohttp(server, server.url)
+        else:
+            with httpx.Client(follow_redirects=True, timeout=TIMEOUT) as client:
+                client.post(f"{server.url}/v1/chat/completions", json=CHAT).raise_for_status()
+    assert [path for path, _ in server.calls] == ["/v1/chat/completions", server.moved]
+    assert budget.calls == {"small": 1}
+    assert budget.left().posted_usd == COST
