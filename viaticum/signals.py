@@ -52,6 +52,7 @@ class SignalHandler:
         if threading.current_thread() is not threading.main_thread():
             raise ValueError("signal handlers are replaced in the main thread alone")
         reader, self._writer = os.pipe()
+        self._process = os.getpid()
         self._thread = threading.Thread(
             target=self._watch, args=(reader,), name="viaticum-signals", daemon=True
         )
@@ -81,7 +82,10 @@ class SignalHandler:
     def _on_signal(self, number: int, frame: object) -> None:
         if self._once:
             self._put_back()
-        os.write(self._writer, bytes([number]))
+        if os.getpid() == self._process:
+            os.write(self._writer, bytes([number]))
+        else:  # a forked child has the pipe of its parent, and none of its threads
+            self._handle(number)
 
     def _watch(self, reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as numbers:

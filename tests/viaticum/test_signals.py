@@ -106,6 +106,19 @@ def test_a_function_may_take_the_lock_that_the_main_thread_holds() -> None:
         assert stop.wait(30)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_signal_of_a_forked_child_is_not_its_parent_s() -> None:
+    received: list[int] = []
+    with SignalHandler(received.append, (signal.SIGTERM,)):
+        child = os.fork()
+        if child == 0:
+            send(signal.SIGTERM)
+            os._exit(7 if received == [signal.SIGTERM] else 8)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert received == []
+
+
 class Dropping:
     """Sends this process a SIGINT in its finalizer, whose errors Python drops."""
 
