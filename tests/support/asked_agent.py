@@ -1,8 +1,8 @@
 """An agent with a deadline whose person decides, for a process of its own: `python asked_agent.py FOLDER DO`.
 
 FOLDER has the checkpoints and the ledger. DO is "begin", "go on", or a decision as JSON. With MONEY in the
-environment the budget is that many dollars. With DIE the process ends without a word in the model call of
-that number. Prints one JSON object: the question, or the last words, and the calls of each model in this
+environment the budget is that many dollars. With DIE the process ends without a word in a call of that model.
+Prints one JSON object: the question, or the last words, and the calls of each model in this
 process.
 """
 
@@ -38,6 +38,7 @@ def nap() -> str:
 class Mortal(Fake):
     def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
         if os.environ.get("DIE") == self.model:
+            time.sleep(1.0)  # LangGraph writes what the person answered beside the step
             os._exit(9)
         return super()._generate(*args, **kwargs)
 
