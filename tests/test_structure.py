@@ -330,7 +330,9 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
                 "viaticum.agents.integrations.middleware",
                 "viaticum.agents.integrations.router_middleware",
                 # whose parts these are
+                "viaticum.agents.integrations.call_approval",
                 "viaticum.agents.integrations.call_bounds",
+                "viaticum.agents.integrations.held_calls",
                 "viaticum.agents.integrations.last_calls",
                 "viaticum.agents.integrations.run_deadlines",
             ),
