@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 
+from viaticum.decoders.catch_up import MIN_SHARED_PREFIX
 from viaticum.decoders.config import DecoderConfig
 from viaticum.decoders.request import Request
 from viaticum.decoders.runner import Runner
@@ -107,13 +108,18 @@ class Admission:
         return self.config.runners.values()
 
     def _choose(self, free: list[int], sequence: SequenceState) -> int:
-        """The free slot with the longest prefix of a sequence over all models, then the longest free."""
+        """The free slot with the longest prefix of a sequence over all models, then the longest free.
+
+        A few tokens, such as those with which a chat template begins, are no reason to give up what a slot
+        holds while another has been free for longer.
+        """
         if self._choice[:2] != (sequence.index, free):
             runners = self.config.runners.items()
             texts = [(runner, sequence.unread(model, 0)) for model, runner in runners]
 
             def cached(slot: int) -> int:
-                return sum(runner.cached_prefix_length(slot, text) for runner, text in texts)
+                length = sum(runner.cached_prefix_length(slot, text) for runner, text in texts)
+                return length if length >= MIN_SHARED_PREFIX else 0
 
             self._choice = (sequence.index, free, max(free, key=cached))
         return self._choice[2]

@@ -7,6 +7,8 @@ sampling, routing and which model is active.
 
 from __future__ import annotations
 
+import itertools
+
 from viaticum.decoders.blocks import OutOfBlocks
 from viaticum.decoders.runner import Runner, RunnerOutput, common_prefix_length
 from viaticum.decoders.sequence_state import LARGE, SequenceState
@@ -14,7 +16,7 @@ from viaticum.decoders.stats import CallStats
 from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.errors import ModelError, SequencesFailed
 
-MIN_SHARED_PREFIX = 16  # prompts that share fewer tokens than this are prefilled separately
+MIN_SHARED_PREFIX = 16  # fewer tokens that prompts share are read by each of them
 
 
 def catch_up(
@@ -80,15 +82,19 @@ def catch_up(
 def _prefill(runner: Runner, model: int, sequences: list[SequenceState]) -> int:
     """Start sequences at a model, reusing cached prefixes; returns the shared prefix tokens that it read."""
     texts = [each.unread(model, 0) for each in sequences]
-    prefix = _shared_prefix([text[: each.length(model)] for each, text in zip(sequences, texts, strict=True)])
+    shared = _shared_lengths(
+        [text[: each.length(model)] for each, text in zip(sequences, texts, strict=True)]
+    )
     read = 0
-    for sequence, text in zip(sequences, texts, strict=True):
+    for number in sorted(range(len(texts)), key=lambda each: -shared[each]):  # others begin as the longest do
+        sequence, text = sequences[number], texts[number]
         runner.reuse_prefix(sequence.slot, text)
         sequence.prefilled.add(model)
         sequence.read_by.add(model)
         if not runner.has_stable_keys(len(text)):
             continue  # its prefix is read with the rest
-        if new := prefix[len(runner.cached_tokens[sequence.slot]) :]:
+        new = text[len(runner.cached_tokens[sequence.slot]) : shared[number]]
+        if len(new) >= MIN_SHARED_PREFIX:
             runner.forward([sequence.slot], [new])
             read += len(new)
     return read
@@ -111,11 +117,12 @@ def _largest_consumer(runner: Runner, model: int, sequences: list[SequenceState]
     return max(sequences, key=consumption)
 
 
-def _shared_prefix(prompts: list[list[int]]) -> list[int]:
-    """The common prefix of all prompts, at least one token shorter than each; empty if too short to pay."""
-    if len(prompts) < 2:
-        return []
-    # In lexicographic order the first and the last have the shortest common prefix.
-    first, last = min(prompts), max(prompts)
-    length = min(common_prefix_length(first, last), min(map(len, prompts)) - 1)
-    return list(first[:length]) if length >= MIN_SHARED_PREFIX else []
+def _shared_lengths(prompts: list[list[int]]) -> list[int]:
+    """How many tokens each prompt has in common with the one most like it, short of its last one."""
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)  # the most alike are neighbours
+    lengths = [0] * len(prompts)
+    for one, other in itertools.pairwise(order):
+        length = common_prefix_length(prompts[one], prompts[other])
+        for number in (one, other):
+            lengths[number] = max(lengths[number], min(length, len(prompts[number]) - 1))
+    return lengths

@@ -438,3 +438,60 @@ def test_decoders_that_share_a_runner_keep_out_of_each_others_slots() -> None:
     tokens += [event.token for event in begun]
     assert tuple(tokens) == expected[0]
     assert empty(pair)
+
+
+@pytest.mark.parametrize("slots", [6, 12])
+def test_prefixes_of_several_kinds_of_prompts_are_read_once_each(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three strategies' examples in one admission, and prompts that have nothing in common with others.
+
+    All begin alike, as the prompts of one chat template do. A second round reads no prefix again.
+    """
+    rng = random.Random(13)
+    template = [rng.randrange(VOCABULARY) for _ in range(20)]
+    kinds = [template + [rng.randrange(VOCABULARY) for _ in range(length)] for length in (60, 45, 30)]
+    decoder = MixedDecoder(TorchRunner(build(), slots=slots), tokenizer=Letters())
+    runner = decoder.runners[1]
+    original, read = runner.forward, [0]
+
+    def counted(
+        slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any
+    ) -> RunnerOutput:
+        read[0] += sum(map(len, tokens))
+        return original(slots, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(runner, "forward", counted)
+    for prefixes in (20 + 60 + 45 + 30, 0):
+        read[0] = 0
+        prompts = [[*kinds[n % 3], *(rng.randrange(VOCABULARY) for _ in range(3))] for n in range(5)]
+        prompts.append([rng.randrange(VOCABULARY) for _ in range(7)])
+        results = decoder.generate_all([Request(prompt, 4) for prompt in prompts])
+        alone = [
+            MixedDecoder(TorchRunner(build()), tokenizer=Letters()).generate(Request(each, 4))
+            for each in prompts
+        ]
+        assert tokens_of(results) == tokens_of(alone)
+        assert read[0] <= prefixes + 5 * 3 + 7 + 6 * 4
+
+
+def test_a_few_tokens_in_common_do_not_cost_another_prompt_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(17)
+    template = [rng.randrange(VOCABULARY) for _ in range(5)]
+    kinds = [template + [rng.randrange(VOCABULARY) for _ in range(40)] for _ in range(3)]
+    decoder = MixedDecoder(TorchRunner(build(), slots=3), tokenizer=Letters())
+    for kind in kinds:
+        decoder.generate(Request([*kind, 1, 2], 3))
+    runner = decoder.runners[1]
+    original, read = runner.forward, [0]
+
+    def counted(
+        slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any
+    ) -> RunnerOutput:
+        read[0] += sum(map(len, tokens))
+        return original(slots, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(runner, "forward", counted)
+    for kind in kinds:
+        decoder.generate(Request([*kind, 3, 4], 3))
+    assert read[0] <= 3 * (2 + 3), "each of the three prompts was still held"
