@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.approval import nanousd_left
-from viaticum.agents.workflow.deadlines import Deadline, in_time
+from viaticum.agents.workflow.deadlines import Deadline, in_time, with_seconds
 from viaticum.agents.workflow.failover import FAILOVER
 from viaticum.agents.workflow.sessions import choose_turn
 from viaticum.budgets.records import digest
@@ -99,15 +99,20 @@ def models_in_order(
     if not usable:
         raise client.why_unusable(spec.name for spec in able)
     rows = best_rows(client.router, question_of(messages), usable, lambda pair: limit)
+    chosen = policy or client.policy
+    if rows and chosen.reads_seconds:
+        timed = with_seconds(list(rows.values()), client.seconds_of)
+        chosen.check(timed)
+        rows = {row.pair.model: row for row in timed}
     if rows and session is not None:
         quick_rows = in_time(list(rows.values()), client.seconds_of, deadline) or list(rows.values())
-        name = _choice_of_session(client, quick_rows, scope, policy or client.policy, session, messages)
+        name = _choice_of_session(client, quick_rows, scope, chosen, session, messages)
         yield name
         del rows[name]
         del usable[name]
     while rows:
         quick = in_time(list(rows.values()), client.seconds_of, deadline) or list(rows.values())
-        yield (name := _choice(client, quick, scope, policy or client.policy))
+        yield (name := _choice(client, quick, scope, chosen))
         del rows[name]
         del usable[name]
     yield from sorted(usable, key=lambda name: usable[name].output_price or 0)

@@ -12,7 +12,8 @@ from _baselines import Curve, Results, Split, planned
 
 from viaticum.routers.query.evaluate import BUDGETS, best_mixture, column_outcomes
 from viaticum.routers.query.outcome_matrix import Array
-from viaticum.routers.query.rtr import Prediction, RTRRouter
+from viaticum.routers.query.prediction import Prediction
+from viaticum.routers.query.rtr import RTRRouter
 
 BOOTSTRAP_SAMPLES = 1_000
 SCALARS = (

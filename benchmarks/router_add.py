@@ -46,7 +46,7 @@ def pair_log_loss(router: RTRRouter, test: OutcomeMatrix, model: str) -> float:
 def without(matrix: OutcomeMatrix, model: str) -> OutcomeMatrix:
     """The matrix without a model's pairs."""
     kept = [n for n, pair in enumerate(matrix.pairs) if pair.model != model]
-    arrays = ("correct", "tokens", "cost", "truncated", "answers")
+    arrays = ("correct", "tokens", "cost", "truncated", "answers", "seconds")
     return OutcomeMatrix(
         tuple(matrix.pairs[n] for n in kept),
         matrix.ids,

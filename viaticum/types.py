@@ -127,6 +127,7 @@ class Row:
         accuracy_low, accuracy_high: 90% interval of the accuracy, where a prior estimated it.
         average: accuracy over all questions, where a prior's `accuracy` is a view of this one.
         origin: where the row comes from, in words; empty for the router's own table.
+        seconds: expected from the first token to the last, of all samples; None where it is unknown.
     """
 
     pair: Pair
@@ -141,6 +142,7 @@ class Row:
     accuracy_high: float | None = None
     average: float | None = None
     origin: str = ""
+    seconds: float | None = None
 
     @property
     def expected_cost(self) -> int:

@@ -43,7 +43,7 @@ class PlanTimes:
         """
         if self._max is None or not plans:
             return list(plans)
-        kept = in_time(plans, lambda plan: self._of_all(plan, rows), Deadline.after(self._max))
+        kept = in_time(plans, lambda plan: self.of_all(plan, rows), Deadline.after(self._max))
         return kept or [min(plans, key=lambda plan: self.seconds(plan.plan.pairs, rows))]
 
     def seconds(self, pairs: Sequence[Pair], rows: Mapping[Pair, Row]) -> float:
@@ -56,7 +56,7 @@ class PlanTimes:
             return found.p50
         return rows[pair].tokens_p50 / TOKENS_A_SECOND if pair in rows else 0.0
 
-    def _of_all(self, plan: PlanRow, rows: Mapping[Pair, Row]) -> Seconds | None:
+    def of_all(self, plan: PlanRow, rows: Mapping[Pair, Row]) -> Seconds | None:
         """Of all calls of a plan; None where one is unknown."""
         total = Seconds(0.0, 0.0)
         for pair in plan.plan.pairs:

@@ -12,6 +12,7 @@ from typing import Any
 
 from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.plan_times import PlanTimes
+from viaticum.agents.workflow.deadlines import with_seconds
 from viaticum.agents.workflow.estimates import estimate
 from viaticum.budgets.allocate import SKIPPED
 from viaticum.errors import InputError, ViaticumError
@@ -101,6 +102,11 @@ class RouteEstimates:
         plans = self.times.in_time(plans, rows)
         self._last = (table, plans, rows, version)
         return plans, rows
+
+    def with_seconds(self, query: Query, plans: Sequence[PlanRow]) -> list[PlanRow]:
+        """Plans of a query; those whose seconds the router does not know with those of earlier calls."""
+        _, table = self.of(query)
+        return with_seconds(plans, lambda plan: self.times.of_all(plan, table))
 
     def usable_plans(self, query: Query) -> list[PlanRow]:
         """The plans of usable pairs, at least one. Raises the reason where no pair is usable."""

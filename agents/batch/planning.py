@@ -75,8 +75,9 @@ class RowPlanner:
         concurrency: int = 1,
         batch_factor: BatchFactor = lambda row, plan: None,
     ) -> None:
-        self.estimates, self._batch_factor = estimates, batch_factor
         self.policy = None if policy == PACED else parse_policy(policy)
+        waits = self.policy is None or not self.policy.reads_seconds  # what has to be fast waits for no batch
+        self.estimates, self._batch_factor = estimates, batch_factor if waits else _never_in_batch
         self._left, self._elapsed, self._deadline = left, elapsed, deadline
         self._concurrency, self._worst = concurrency, worst
         self._plans: list[Plan] = []
@@ -338,6 +339,9 @@ class RowPlanner:
         plans = self.estimates.usable_plans(_query(row))
         plans = [each for each in plans if row.overrides is None or len(each.plan.pairs) == 1]
         plans = [self._at_its_price(row, each) for each in plans]
+        if self.policy.reads_seconds:
+            plans = self.estimates.with_seconds(_query(row), plans)
+            self.policy.check(plans)
         try:
             route = choose_plan(plans, self._left(), self.policy)
         except BudgetExceeded as error:
@@ -363,6 +367,10 @@ class RowPlanner:
         assert row.overrides is not None
         model, strategy = split_model(row.overrides.model)
         return Plan((Pair(model, strategy or "chat"),))
+
+
+def _never_in_batch(row: BatchRow, plan: Plan) -> None:
+    return None
 
 
 def _query(row: BatchRow) -> Query:

@@ -24,7 +24,7 @@ from viaticum.agents.integrations.agent_steps import note_model, step_state, ste
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
 from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync
 from viaticum.agents.integrations.model_labels import ChatModelGuard
-from viaticum.agents.workflow.deadlines import Deadline, in_time
+from viaticum.agents.workflow.deadlines import Deadline, in_time, with_seconds
 from viaticum.agents.workflow.failover import FAILOVER
 from viaticum.agents.workflow.latencies import Seconds
 from viaticum.catalogue import Catalogue
@@ -259,6 +259,10 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         if not best:
             raise self._unknown(row.pair for row in self.router.table(query))
         rows = list(best.values())
+        if self.policy.reads_seconds:
+            rows = with_seconds(rows, self._seconds_of)
+            if not without:
+                self.policy.check(rows)
         quick = in_time(rows, self._seconds_of, deadline)
         return RoutingTable(tuple(quick or [min(rows, key=self._usual_seconds)]))
 

@@ -142,7 +142,9 @@ class RoutedRequest(RequestLimits):
     """The fields of our own where a model is chosen."""
 
     policy: str | None = Field(
-        None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
+        None,
+        max_length=100,
+        description="within:DISTANCE, best, cheapest:ACCURACY, fastest:ACCURACY or weighted:PER_DOLLAR.",
     )
     max_seconds: float | None = Field(
         None, ge=1, le=86_400, description="Seconds that this request may take, its wait for a slot included."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from viaticum.strategies import get as get_strategy
 from viaticum.types import Pair, RoutingTable, Row
 
 RowT = TypeVar("RowT")
+Timed = TypeVar("Timed", Row, PlanRow)
 SecondsOf = Callable[[RowT], Seconds | None]  # what a way takes; None where that is not known
 
 
@@ -90,6 +91,15 @@ def too_slow(rows: Sequence[RowT], seconds: SecondsOf[RowT], deadline: Deadline)
         f"the quickest of {len(rows)} ways took {found.p50:.1f} seconds in half of the calls and "
         f"{found.p90:.1f} in nine of ten, and {max(0.0, deadline.left):.1f} are left"
     )
+
+
+def with_seconds(rows: Sequence[Timed], seconds: SecondsOf[Timed]) -> list[Timed]:
+    """Rows of pairs or plans; those without seconds get what earlier calls took in half of the cases."""
+    found = []
+    for row in rows:
+        known = seconds(row) if row.seconds is None else None
+        found.append(row if known is None else replace(row, seconds=round(known.p50, 3)))
+    return found
 
 
 def seconds_of_pair(latencies: CallLatencies, table: Callable[[], RoutingTable]) -> SecondsOf[str]:

@@ -69,6 +69,7 @@ from viaticum.agents.workflow.deadlines import (
     seconds_of_pair,
     seconds_of_plan,
     too_slow,
+    with_seconds,
 )
 from viaticum.agents.workflow.estimates import estimate, output_limit
 from viaticum.agents.workflow.failover import (
@@ -207,6 +208,10 @@ class Workflow:
             reason = too_slow(rows, of_plan, deadline)
             return self._on_deadline(state, DeadlineExceeded(f"nothing can end in time: {reason}"))
         slow, rows = len(rows) - len(quick), quick
+        if allowance.policy.reads_seconds and decided_plan is None:
+            rows = with_seconds(rows, of_plan)
+            if not tried:
+                allowance.policy.check(rows)
         if tried and not rows and decided_plan is None:
             return self._finish(state)
         if not tried:
@@ -390,6 +395,9 @@ class Workflow:
         step = self.resources.sessions.state(session, turns_of(state))
         left = nanousd_left(lineage) if allowance.on_short == "cheaper" else None
         table = self._estimate(state)[0]
+        if allowance.policy.reads_seconds:
+            of_pair = self._seconds(state)[0]
+            table = RoutingTable(tuple(with_seconds(table.rows, lambda row: of_pair(str(row.pair)))))
         route = route_turn(rows, table, step, self.resources.catalogue, allowance.policy, left)
         if route is not None and allowance.on_short != "cheaper":
             check_fits(route, lineage, allowance.on_short)

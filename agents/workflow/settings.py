@@ -82,7 +82,8 @@ class WorkflowSettings:
         catalogue: a `Catalogue`, or the path of a TOML file laid over the packaged one.
         router: a `QueryRouter`, or the folder of a fitted one; None for the packaged table.
         policy: "within:DISTANCE" (the cheapest pair whose expected accuracy is so near the best; 0.01 is one
-            point, and the default), "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`.
+            point, and the default), "best", "cheapest:ACCURACY", "fastest:ACCURACY", "weighted:PER_DOLLAR"
+            or a `Policy`.
         on_short: what to do when the plan that the policy prefers does not fit in the budget: take the best
             plan that fits ("cheaper"), raise `DecisionNeeded` ("ask") or raise `BudgetExceeded` ("stop").
         models: models by name, in addition to those of the catalogue and in place of those with the same

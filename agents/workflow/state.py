@@ -34,7 +34,8 @@ class Allowance:
 
     Args:
         budget: the scope that pays.
-        policy: "within:DISTANCE", "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`.
+        policy: "within:DISTANCE", "best", "cheapest:ACCURACY", "fastest:ACCURACY", "weighted:PER_DOLLAR" or a
+            `Policy`.
         on_short: "cheaper", "ask" or "stop": what to do when the preferred plan does not fit.
         timeout: seconds that one call may take.
         settings: how calls are generated. They are stored with the question: a run that is continued keeps

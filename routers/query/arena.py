@@ -121,6 +121,7 @@ def choose_models(
         router.prefetch([Query(each.prompt) for each in block])
         for question in block:
             rows = [row for row in router.table(Query(question.prompt)) if row.pair.strategy == strategy]
+            policy.check(rows)
             route = choose(RoutingTable(tuple(rows)), None, policy)
             model = route.pair.model
             choices.append(ArenaChoice(question, (names or {}).get(model, model), route))

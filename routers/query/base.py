@@ -62,6 +62,7 @@ class QueryRouter(ABC):
                 row.cost_mean,
                 row.average,
                 row.origin,
+                row.seconds,
             )
             for row in self.table(query)
         ]

@@ -1,8 +1,8 @@
 """Choosing one pair or plan from a routing table by a policy, within the rest of the budget.
 
 Reads predictions only, never outcomes. By default the cheapest within a distance of the most accurate;
-beside it the policies of RTR-like routers: the most accurate within the budget, the cheapest that is accurate
-enough, and accuracy minus lambda times cost.
+beside it the policies of RTR-like routers: the most accurate within the budget, the cheapest or the fastest
+that is accurate enough, and accuracy minus lambda times cost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic_core import core_schema
 
@@ -20,7 +20,7 @@ from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.routers.query.plans import PlanRoute, PlanRow
 from viaticum.types import Route, RoutingTable, Row
 
-POLICIES = ("within:DISTANCE", "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR")
+POLICIES = ("within:DISTANCE", "best", "cheapest:ACCURACY", "fastest:ACCURACY", "weighted:PER_DOLLAR")
 DEFAULT_POLICY = "within:0.01"
 ROUNDING = 1e-9  # a row at the distance itself is within it
 
@@ -36,6 +36,8 @@ class Costed(Protocol):
     def cost_p90(self) -> int: ...
     @property
     def expected_cost(self) -> int: ...
+    @property
+    def seconds(self) -> float | None: ...
 
 
 RowT = TypeVar("RowT", bound=Costed)
@@ -43,7 +45,17 @@ TableRow = TypeVar("TableRow", Row, PlanRow)
 
 
 class Policy(ABC):
-    """A rule that picks one of the rows that fit the budget."""
+    """A rule that picks one of the rows that fit the budget.
+
+    Attributes:
+        reads_seconds: whether it chooses by seconds; rows without them are then given those of earlier calls.
+    """
+
+    reads_seconds: ClassVar[bool] = False
+
+    def check(self, rows: Sequence[Costed]) -> None:
+        """Raise `InputError` where nothing of what the policy chooses by is known of any of all rows."""
+        return
 
     @abstractmethod
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
@@ -87,6 +99,46 @@ class Cheapest(Policy):
             return row, f"no pair that fits reaches {self.accuracy:.0%}; the best of them, {row.accuracy:.0%}"
         row = min(enough, key=lambda row: (row.expected_cost, -row.accuracy))
         return row, f"cheapest of {len(enough)} ways expected to reach {self.accuracy:.0%}"
+
+
+@dataclass(frozen=True)
+class Fastest(Policy):
+    """The fastest row that is expected to reach `accuracy`, among equals the cheapest.
+
+    Where none is, the most accurate. A row whose seconds are not known is taken only where none is known of
+    any row that is left.
+    """
+
+    accuracy: float
+    reads_seconds: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        Cheapest(self.accuracy)
+
+    def check(self, rows: Sequence[Costed]) -> None:
+        if rows and all(row.seconds is None for row in rows):
+            raise InputError(
+                "fastest chooses by seconds, which are known of no way that can be used here: give a router "
+                "that was fitted on outcomes with seconds, as `viaticum profile` writes them, or make some "
+                "calls with another policy, whose seconds are then known"
+            )
+
+    def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
+        timed = [(row.seconds, row) for row in rows if row.seconds is not None]
+        if not timed:
+            row, why = Cheapest(self.accuracy).pick(rows)
+            return row, f"{why}; seconds are not known"
+        unknown = len(rows) - len(timed)
+        note = f"; of {unknown} more the seconds are not known" if unknown else ""
+        enough = [(seconds, row) for seconds, row in timed if row.accuracy >= self.accuracy]
+        if not enough:
+            row, _ = Best().pick([row for _, row in timed])
+            return row, (
+                f"no pair that fits reaches {self.accuracy:.0%}; the best of them, {row.accuracy:.0%}{note}"
+            )
+        seconds, row = min(enough, key=lambda each: (each[0], each[1].expected_cost, -each[1].accuracy))
+        ways = f"{len(enough)} way{'s' * (len(enough) != 1)}"
+        return row, f"fastest of {ways} expected to reach {self.accuracy:.0%}, {seconds:.1f} s{note}"
 
 
 @dataclass(frozen=True)
@@ -154,6 +206,7 @@ def parse_policy(text: str) -> Policy:
     policies: dict[str, Callable[[float], Policy]] = {
         "within": Within,
         "cheapest": Cheapest,
+        "fastest": Fastest,
         "weighted": Weighted,
     }
     if name == "best" and not argument:

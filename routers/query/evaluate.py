@@ -20,7 +20,8 @@ from viaticum.errors import DataError
 from viaticum.routers.query.calibration import calibration_error
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
 from viaticum.routers.query.plans import IndexedPlan, simulate
-from viaticum.routers.query.rtr import Prediction, RTRRouter
+from viaticum.routers.query.prediction import Prediction
+from viaticum.routers.query.rtr import RTRRouter
 
 BUDGETS = (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.006, 0.012)  # mean dollars a question
 MIDDLE_BUDGET = 0.002

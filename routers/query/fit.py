@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -122,6 +123,7 @@ def fit(
     report("fitting on all questions", 0, 1)
     parameters = _fit_parameters(matrix, plans, data, columns, (home, away), epochs, optimism, settings)
     parameters.sharing = sharing
+    parameters.seconds = _plan_seconds(matrix, plans)
     parameters.facts = {
         **parameters.facts,
         "encoder": encoder.name,
@@ -189,6 +191,13 @@ def _plan_outcomes(matrix: OutcomeMatrix, plans: list[IndexedPlan]) -> tuple[Ten
         result = simulate(plan, matrix.correct[rows], matrix.cost[rows], matrix.answers[rows])
         correct[rows, column], cost[rows, column], _ = result
     return torch.from_numpy(correct).float(), torch.from_numpy(cost).float()
+
+
+def _plan_seconds(matrix: OutcomeMatrix, plans: list[IndexedPlan]) -> Tensor | None:
+    """Seconds of every column, as `_plan_outcomes` finds its dollars [Q, M]; None where none are known."""
+    if np.isnan(matrix.seconds).all():
+        return None
+    return _plan_outcomes(replace(matrix, cost=matrix.seconds), plans)[1]
 
 
 def _columns(

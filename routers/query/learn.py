@@ -68,10 +68,18 @@ def add(
     if outcomes is not None:
         weights, offset, token_offsets = _correct_by_outcomes(router, pair, (weights, lengths), outcomes)
     prices = _expected_prices(router, price, lengths)
-    added = AddedPairs((pair,), weights[None], offset, lengths[None], token_offsets[None], prices[None])
+    rows = [each[None] for each in (token_offsets, prices, _mean_seconds(pair, outcomes))]
+    added = AddedPairs((pair,), weights[None], offset, lengths[None], *rows)
     before = router.parameters.added
     parameters = replace(router.parameters, added=added if before is None else before.concat(added))
     return RTRRouter(parameters, router.encoder)
+
+
+def _mean_seconds(pair: Pair, outcomes: OutcomeMatrix | None) -> Tensor:
+    """Of the pair's answers, a scalar; NaN where none is known."""
+    seconds = np.zeros(0) if outcomes is None else outcomes.seconds[:, outcomes.pairs.index(pair)]
+    known = seconds[~np.isnan(seconds)]
+    return torch.tensor(known.mean() if len(known) else float("nan"), dtype=torch.float32)
 
 
 def _description_similarity(router: RTRRouter, pair: Pair, descriptions: Mapping[str, str]) -> Tensor:

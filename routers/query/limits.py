@@ -51,6 +51,7 @@ def limit_row(row: Row, limit: int | None) -> Row:
         cost_p50=max(0, round(row.cost_p50 - price * (row.tokens_p50 - median))),
         cost_p90=max(0, round(row.cost_p90 - price * (row.tokens_p90 - high))),
         cost_mean=mean,
+        seconds=None if row.seconds is None else row.seconds * _growth(row, limit),
     )
 
 
@@ -70,7 +71,8 @@ def _limit_plan(plan: PlanRow, before: Mapping[Pair, Row], after: Mapping[Pair, 
         return plan
     if len(plan.plan.pairs) == 1:
         row = after[pairs[0]]
-        return replace(plan, cost_p50=row.cost_p50, cost_p90=row.cost_p90, cost_mean=row.cost_mean)
+        costs = {name: getattr(row, name) for name in ("cost_p50", "cost_p90", "cost_mean")}
+        return replace(plan, **costs, seconds=row.seconds)
     median, high, mean = (
         sum(getattr(after[pair], name) for pair in pairs)
         / max(1, sum(getattr(before[pair], name) for pair in pairs))
@@ -81,6 +83,7 @@ def _limit_plan(plan: PlanRow, before: Mapping[Pair, Row], after: Mapping[Pair, 
         cost_p50=round(plan.cost_p50 * median),
         cost_p90=round(plan.cost_p90 * high),
         cost_mean=None if plan.cost_mean is None else round(plan.cost_mean * mean),
+        seconds=None if plan.seconds is None else plan.seconds * mean,
     )
 
 

@@ -45,6 +45,7 @@ class OutcomeMatrix:
         truncated: True where an answer was cut at the token limit [Q, P].
         answers: integers [Q, P], equal within a row where two pairs gave the same answer, and unlike every
             other where a pair gave none.
+        seconds: that answers took; NaN also where that is not known [Q, P].
     """
 
     pairs: tuple[Pair, ...]
@@ -55,6 +56,7 @@ class OutcomeMatrix:
     cost: Array
     truncated: Array
     answers: Array
+    seconds: Array
 
     @property
     def datasets(self) -> Array:
@@ -80,11 +82,12 @@ class OutcomeMatrix:
             self.cost[index],
             self.truncated[index],
             self.answers[index],
+            self.seconds[index],
         )
 
     def concat(self, other: OutcomeMatrix) -> OutcomeMatrix:
         """The rows of both, which have the same pairs. A question in both has two rows."""
-        arrays = ("correct", "tokens", "cost", "truncated", "answers")
+        arrays = ("correct", "tokens", "cost", "truncated", "answers", "seconds")
         return OutcomeMatrix(
             self.pairs,
             self.ids + other.ids,
@@ -138,7 +141,7 @@ class OutcomeMatrix:
         if not rows:
             raise DataError("no row is about a pair that was asked for; see the pairs that the table holds")
         shape = (len(rows), len(columns))
-        correct, tokens, cost = (np.full(shape, np.nan) for _ in range(3))
+        correct, tokens, cost, seconds = (np.full(shape, np.nan) for _ in range(4))
         truncated = np.zeros(shape, dtype=bool)
         answers = np.tile(-1 - np.arange(len(columns)), (len(rows), 1))
         answer_numbers: list[dict[str, int]] = [{} for _ in rows]
@@ -152,11 +155,13 @@ class OutcomeMatrix:
             correct[cell] = row.correct
             tokens[cell] = _number(row, "output_tokens")
             cost[cell] = _cost(row, prices, needed=not live)
+            seconds[cell] = _number(row, "seconds")
             truncated[cell] = row.finish_reason == "length"
             if (answer := canonical_answer(row.answer)) is not None:
                 known = answer_numbers[cell[0]]
                 answers[cell] = known.setdefault(answer, len(known))
-        return cls(tuple(columns), tuple(rows), tuple(texts), correct, tokens, cost, truncated, answers)
+        arrays = (correct, tokens, cost, truncated, answers, seconds)
+        return cls(tuple(columns), tuple(rows), tuple(texts), *arrays)
 
     def check(self) -> None:
         """Raise `DataError` where there is too little to fit on."""

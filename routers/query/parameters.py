@@ -56,6 +56,7 @@ class AddedPairs:
         similarity: weights of the fitted pairs' log tokens, which sum to 1 [A, P].
         token_offsets: added to these log tokens, median and 90% quantile [A, 2].
         prices: dollars of a prompt and of an output token [A, 2].
+        seconds: mean of the known answers; NaN where none is [A].
     """
 
     pairs: tuple[Pair, ...]
@@ -64,6 +65,7 @@ class AddedPairs:
     similarity: Tensor
     token_offsets: Tensor
     prices: Tensor
+    seconds: Tensor
 
     def concat(self, other: AddedPairs) -> AddedPairs:
         names = [field.name for field in fields(self) if field.name != "pairs"]
@@ -111,6 +113,8 @@ class RouterParameters:
         facts: what `router.json` says about the fit.
         tokens: quantiles of output tokens; None in a router that an earlier version fitted.
         added: pairs that were added later.
+        seconds: of every column on the known questions, NaN where unknown [Q, M]; None in a router that an
+            earlier version fitted.
         sharing: weights of all columns' log-odds in that of each one, where arms share [M, M].
     """
 
@@ -134,6 +138,7 @@ class RouterParameters:
     tokens: TokenQuantiles | None = None
     added: AddedPairs | None = None
     sharing: Tensor | None = None
+    seconds: Tensor | None = None
 
     def profiles(self) -> dict[str, str]:
         """By model a digest of its known outcomes, and of what is known of its added pairs."""

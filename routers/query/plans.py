@@ -56,6 +56,7 @@ class PlanRow:
     """Prediction for one plan on one query; costs of the whole plan in nano-dollars, the mean where known.
 
     average, origin: of the row of a single pair (`viaticum.types.Row`).
+    seconds: expected of all calls of the plan, one after the other; None where they are unknown.
     """
 
     plan: Plan
@@ -65,6 +66,7 @@ class PlanRow:
     cost_mean: int | None = None
     average: float | None = None
     origin: str = ""
+    seconds: float | None = None
 
     @property
     def expected_cost(self) -> int:

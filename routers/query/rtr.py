@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from math import isnan
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +29,8 @@ from viaticum.routers.query.heads import NEIGHBOURS, QUANTILES, NeighboursHead, 
 from viaticum.routers.query.out_of_fold import TRUST_NEIGHBOURS
 from viaticum.routers.query.parameters import RouterParameters
 from viaticum.routers.query.plans import Plan, PlanRow
+from viaticum.routers.query.prediction import Prediction
+from viaticum.routers.query.seconds import SecondsHead, unknown_like
 from viaticum.routers.query.shared_text import SharedText
 from viaticum.routers.query.static import TableOrigin
 from viaticum.routers.query.storage import load_parameters, save_parameters
@@ -38,39 +39,8 @@ from viaticum.types import Pair, Query, RoutingTable, Row
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2  # fractional parts of its multiples are spread evenly
 CACHE_SIZE = 32  # questions whose predictions are kept
-SAME_TEXT = 0.9999  # cosine of two embeddings of one text; a router keeps them in half precision
 SAME_AMONG = 4  # nearest questions among which one of the same text is
 HOME_TRUST = 0.5  # from which a call tells more about its model than about its question
-
-
-class Prediction(NamedTuple):
-    """Predictions for N questions.
-
-    Args:
-        accuracy: probability of a correct answer [N, M].
-        cost: expected dollars [N, M].
-        tokens: output tokens of the pairs, median and 90% quantile [N, P, 2].
-        trust: 0 far from all known questions, 1 among them [N].
-        prompt: dollars by which its prompt differs from a usual one, by pair [N, P].
-        more_prompt: dollars by which the prompts of a plan differ from those of the nearest known questions,
-            without pairs that were added [N, M].
-        indices: the nearest known questions [N, K].
-        nearest: cosine of the nearest one [N].
-    """
-
-    accuracy: Tensor
-    cost: Tensor
-    tokens: Tensor
-    trust: Tensor
-    indices: Tensor
-    prompt: Tensor
-    more_prompt: Tensor
-    nearest: Tensor
-
-    @property
-    def seen(self) -> Tensor:
-        """Which questions the router was fitted on, as far as its encoder can tell texts apart [N]."""
-        return self.nearest > SAME_TEXT
 
 
 class RTRRouter(QueryRouter):
@@ -101,6 +71,8 @@ class RTRRouter(QueryRouter):
         self._shared = SharedText.from_json(parameters.facts.get("shared_text"))
         self._correct = NeighboursHead(parameters.embeddings, parameters.correct)
         self._cost = NeighboursHead(parameters.embeddings, parameters.cost)
+        known = parameters.seconds
+        self._seconds = None if known is None else SecondsHead(parameters.embeddings, known)
         if (tokens := parameters.tokens) is not None:
             values = torch.cat((tokens.log_tokens, tokens.characters[:, None]), 1)
             self._lengths = NeighboursHead(parameters.embeddings, values)
@@ -159,6 +131,7 @@ class RTRRouter(QueryRouter):
             logits = [each @ parameters.sharing.T for each in logits]
         accuracy = parameters.mixture(logits)
         cost = self._cost.mean(cosines, indices)
+        share = None
         trust = parameters.trust.at(cosines[:, :TRUST_NEIGHBOURS], indices[:, :TRUST_NEIGHBOURS])
         if parameters.settings.trust:
             share, factor = (
@@ -168,6 +141,7 @@ class RTRRouter(QueryRouter):
             accuracy = kept * accuracy + (1 - kept) * parameters.static_means[0]
             cost = factor * (share * cost + (1 - share) * parameters.static_means[1])
         tokens, prompt, nearby = self._predict_lengths(cosines, indices, log_tokens, cost, texts)
+        seconds = unknown_like(cost) if self._seconds is None else self._seconds(cosines, indices, share)
         more = nearby @ self._calls.T
         cost = (cost + more).clamp_min(0.0)
         if parameters.added is not None:
@@ -178,17 +152,18 @@ class RTRRouter(QueryRouter):
             accuracy, cost = torch.cat((accuracy, added[0]), 1), torch.cat((cost, dollars), 1)
             tokens = torch.cat((tokens, added[2]), 1)
             prompt = torch.cat((prompt, torch.zeros_like(added[1])), 1)
+            seconds = torch.cat((seconds, parameters.added.seconds.expand_as(added[1])), 1)
         if parameters.settings.trust:
             wider = parameters.trust.wider(trust).exp()
             usual = wider.mean(1, keepdim=True).expand(-1, tokens.shape[1] - wider.shape[1])
             tokens[..., 1] *= torch.cat((wider, usual), 1)
         if (changed := self._adjusted) is not None:
             accuracy = (accuracy + changed.accuracy).clamp(0.0, 1.0)
-            cost, tokens = cost * changed.cost, tokens * changed.tokens
+            cost, tokens, seconds = cost * changed.cost, tokens * changed.tokens, seconds * changed.cost
         # Kept in half precision, known embeddings are not quite of length 1.
         known = parameters.embeddings[indices[:, :SAME_AMONG]]
         nearest = torch.cosine_similarity(embeddings[:, None], known, dim=2).amax(1)
-        return Prediction(accuracy, cost, tokens, trust, indices, prompt, more, nearest)
+        return Prediction(accuracy, cost, tokens, trust, indices, prompt, more, nearest, seconds)
 
     def _predict_lengths(
         self, cosines: Tensor, indices: Tensor, dual: Tensor, cost: Tensor, texts: Sequence[str] | None
@@ -261,7 +236,7 @@ class RTRRouter(QueryRouter):
         prices = (
             self.parameters.prices if added is None else torch.cat((self.parameters.prices, added.prices))
         )
-        rows, tokens = [], prediction.tokens[0]
+        rows, tokens, seconds = [], prediction.tokens[0], prediction.seconds[0].tolist()
         per_prompt, per_token = prices[:, :1] + prediction.prompt[0][:, None], prices[:, 1:]
         if self._adjusted is None:
             dollars = per_prompt + per_token * tokens
@@ -283,6 +258,7 @@ class RTRRouter(QueryRouter):
                     _nanousd(mean),
                     cut,
                     origin=self._origin_of((pair,)),
+                    seconds=_known(seconds[column]),
                 )
             )
         return RoutingTable(tuple(rows))
@@ -313,7 +289,7 @@ class RTRRouter(QueryRouter):
         # Not the default dtype, which another thread changes while it loads weights.
         levels = torch.tensor(QUANTILES, dtype=known.dtype)
         quantiles = torch.nanquantile(known, levels, dim=0).nan_to_num(0.0).T.tolist()
-        rows = []
+        rows, seconds = [], prediction.seconds[0].tolist()
         for column, plan in enumerate(self.plans):
             accuracy, mean = (float(each[0, column]) for each in (prediction.accuracy, prediction.cost))
             if column >= len(quantiles) or (len(plan.pairs) == 1 and self.parameters.tokens is not None):
@@ -323,7 +299,8 @@ class RTRRouter(QueryRouter):
                 median, high = quantiles[column]
                 costs = _nanousd(median), _nanousd(max(mean, high))
             origin = self._origin_of(plan.pairs)
-            rows.append(PlanRow(plan, accuracy, *costs, _nanousd(mean), origin=origin))
+            known_seconds = _known(seconds[column])
+            rows.append(PlanRow(plan, accuracy, *costs, _nanousd(mean), origin=origin, seconds=known_seconds))
         return rows
 
     def profiles(self) -> Mapping[str, str]:
@@ -443,6 +420,10 @@ class RTRRouter(QueryRouter):
                 f"the router knows {', '.join(unknown)}, which this catalogue does not; fit it again, or use "
                 "the catalogue that it was fitted with"
             )
+
+
+def _known(seconds: float) -> float | None:
+    return None if isnan(seconds) else round(seconds, 3)
 
 
 def _nanousd(dollars: float) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class StaticRouter(QueryRouter):
 
     @classmethod
     def fit(cls, outcomes: Iterable[Outcome]) -> StaticRouter:
-        """Count accuracy, quantiles of tokens and cost, and the mean cost of each pair.
+        """Count accuracy, quantiles of tokens and cost, and the mean cost and seconds of each pair.
 
         Rows without tokens or cost count for the accuracy only. An output that was cut counts as longer; a
         quantile that no whole output reaches is extrapolated (`viaticum.quantiles.censored_quantile`).
@@ -116,6 +117,7 @@ def _row(pair: Pair, outcomes: Sequence[Outcome]) -> Row:
     tokens = np.array([row.output_tokens for row in counted], dtype=np.float64)
     costs = np.array([row.cost_nanousd for row in counted], dtype=np.float64)
     cut = np.array([row.finish_reason == "length" for row in counted])
+    seconds = [row.seconds for row in outcomes if row.seconds is not None]
     return Row(
         pair=pair,
         accuracy=sum(outcome.correct for outcome in outcomes) / len(outcomes),
@@ -125,6 +127,7 @@ def _row(pair: Pair, outcomes: Sequence[Outcome]) -> Row:
         cost_p90=_quantile(costs, cut, 0.9),
         cost_mean=round(costs.mean()),
         cut_at=round(float(np.median(tokens[cut]))) if cut.any() else None,
+        seconds=round(fmean(seconds), 3) if seconds else None,
     )
 
 

@@ -39,6 +39,7 @@ ADDED_TENSORS = {
     "alike": "similarity",
     "lengths": "token_offsets",
     "rate": "prices",
+    "seconds": "seconds",
 }
 COLUMN_TENSORS = tuple(field.name for field in fields(Columns))
 TOKEN_TENSORS = tuple(field.name for field in fields(TokenQuantiles))
@@ -106,6 +107,7 @@ def _tensors(parameters: RouterParameters) -> dict[str, Tensor]:
         **{f"columns.{name}": getattr(parameters.columns, name) for name in COLUMN_TENSORS},
         **{f"dual.{name}": each for name, each in parameters.dual.state_dict().items()},
         **({} if parameters.sharing is None else {"sharing": parameters.sharing}),
+        **({} if parameters.seconds is None else {"seconds": parameters.seconds}),
         **(
             {f"tokens.{name}": getattr(parameters.tokens, name) for name in TOKEN_TENSORS}
             if parameters.tokens
@@ -158,11 +160,16 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
         tokens=TokenQuantiles(**{name: tensors[f"tokens.{name}"] for name in TOKEN_TENSORS})
         if "tokens.weights" in tensors  # not in the files of earlier versions
         else None,
-        added=AddedPairs(added, **{field: tensors[f"added.{name}"] for name, field in ADDED_TENSORS.items()})
-        if added
-        else None,
+        added=_parse_added(tensors, added) if added else None,
         sharing=tensors.get("sharing"),
+        seconds=tensors.get("seconds"),
     )
+
+
+def _parse_added(tensors: dict[str, Tensor], pairs: tuple[Pair, ...]) -> AddedPairs:
+    """In files of earlier versions their seconds are not known."""
+    found = {"added.seconds": torch.full((len(pairs),), float("nan"))} | tensors
+    return AddedPairs(pairs, **{field: found[f"added.{name}"] for name, field in ADDED_TENSORS.items()})
 
 
 def _parse_trust(tensors: dict[str, Tensor], questions: int, pairs: int) -> Trust:

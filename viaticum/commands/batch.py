@@ -46,8 +46,8 @@ Out = Annotated[Path | None, typer.Option(help="The results: .jsonl, .csv or .pa
 Policy = Annotated[
     str,
     typer.Option(
-        help="paced (most right answers for the money), within:DISTANCE, best, cheapest:ACCURACY or "
-        "weighted:PER_DOLLAR"
+        help="paced (most right answers for the money), within:DISTANCE, best, cheapest:ACCURACY, "
+        "fastest:ACCURACY or weighted:PER_DOLLAR"
     ),
 ]
 Deadline = Annotated[

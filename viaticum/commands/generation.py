@@ -28,8 +28,8 @@ Strategy = Annotated[
 Policy = Annotated[
     str,
     typer.Option(
-        help="within:DISTANCE (the cheapest so near the best accuracy), best, cheapest:ACCURACY or "
-        "weighted:PER_DOLLAR."
+        help="within:DISTANCE (the cheapest so near the best accuracy), best, cheapest:ACCURACY, "
+        "fastest:ACCURACY or weighted:PER_DOLLAR."
     ),
 ]
 POLICY = "within:0.01"  # the default, as `routers.query.DEFAULT_POLICY`, which takes long to import
