@@ -37,6 +37,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, UnknownName, ViaticumError
 from viaticum.model_spec import PRICES
 from viaticum.models.base import Model
+from viaticum.models.decoding_modes import in_measured_modes
 from viaticum.models.local import LocalModels
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.remote.prices import thinks_by_default, with_litellm_prices
@@ -106,6 +107,7 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
     strategies.load(*loaded.strategies, *settings.strategies)
     pool = _Models(loaded, settings)
     router = _open_router(settings, pool)
+    pool.run_as_measured(router)
     if router.profiles() and not isinstance(router, WatchedRouter):
         folder = ledger.folder or (settings.home if settings.store is not None else None)
         router = WatchedRouter(router, ledger, folder)
@@ -175,6 +177,11 @@ class _Models:
             if name not in self._models:
                 self._models[name] = self._open(self.catalogue[name])
             return self._models[name]
+
+    def run_as_measured(self, router: QueryRouter) -> None:
+        """Let pairs that a fitted router knows run in the mode that its outcomes were measured in."""
+        known = {model for each in router.knowledge() if each.kind == "fitted" for model in each.models}
+        self.catalogue = self._local.catalogue = in_measured_modes(self.catalogue, known)
 
     def labels(self, name: str) -> frozenset[str]:
         """Where the data of a model goes; of one given in code, by its own entry, whatever its name says."""

@@ -7,7 +7,7 @@ thoroughly (`viaticum.models.measure`). Which mode follows is in `viaticum.decod
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError, WeightsError
 from viaticum.files import atomic_write
+from viaticum.models.token_routers import SPECULATIVE
 from viaticum.weights import cache_dir, fingerprint
 
 if TYPE_CHECKING:
@@ -113,6 +114,20 @@ def _weights_of(spec: ModelSpec) -> str:
         return fingerprint(spec)
     except WeightsError:
         return spec.served_model or spec.name
+
+
+def in_measured_modes(catalogue: Catalogue, names: Collection[str] | None = None) -> Catalogue:
+    """A catalogue whose pairs run as outcomes of them are measured: routed, where an entry names no mode.
+
+    names: of the pairs that are changed; None for all.
+    """
+    pairs = [
+        spec.model_copy(update={"mode": "routed"})
+        for spec in catalogue.values()
+        if spec.kind == "pair" and spec.router != SPECULATIVE and spec.mode is None
+        if names is None or spec.name in names
+    ]
+    return catalogue.with_models(*pairs) if pairs else catalogue
 
 
 def mode_chooser(

@@ -27,7 +27,7 @@ from viaticum.models.loading import loading_told
 from viaticum.models.logprobs import openai_logprobs
 from viaticum.models.prompts import PromptRenderer
 from viaticum.models.templates import has_template, have_same_prompts, require_template
-from viaticum.models.token_routers import token_router
+from viaticum.models.token_routers import SPECULATIVE, token_router
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
 from viaticum.vocabulary import check_same_vocabulary, configured_stop_ids, logits_rows
 from viaticum.weights import locate
@@ -48,7 +48,6 @@ class LocalModels:
         slots: texts that are written at once by a model whose entry does not say; "auto" for as many as the
             free memory holds, at most `max_slots` (`decoders.memory.MAX_SLOTS` where None).
         streams: texts at once for which the engine "auto" is chosen; None for as many as there are slots.
-        mode: of all pairs, in place of their entries': "routed" where their routers are what is looked at.
     """
 
     def __init__(
@@ -58,11 +57,9 @@ class LocalModels:
         slots: int | Literal["auto"] = 1,
         max_slots: int | None = None,
         streams: int | None = None,
-        mode: Literal["routed", "auto"] | None = None,
     ) -> None:
         self.catalogue = catalogue
         self.slots, self.max_slots, self.streams = slots, max_slots, streams
-        self.mode = mode
         self._runners: dict[tuple[str, LocalSettings], Runner] = {}
         self._tokenizers: dict[str, Any] = {}
         self.lock = threading.RLock()
@@ -380,14 +377,15 @@ class LocalModel(Model):
             runners = self.pool.runners(self.name)
             pair = len(runners) == 2
             router = token_router(self.spec, self.pool.catalogue, runners[0]) if pair else None
-            modes = None
-            if router is not None and (self.pool.mode or self.spec.mode or "auto") == "auto":
+            modes, drafts = None, self.spec.router == SPECULATIVE
+            if router is not None and not drafts and self.spec.mode != "routed":
                 modes = mode_chooser(self.spec, self.pool.catalogue, runners, router)
             self._loaded = MixedDecoder(
                 runners[-1],
                 runners[0] if pair else None,
                 tokenizer=self.tokenizer,
                 router=router,
+                draft=None if drafts else 0,
                 stop_ids=self.stop_ids(runners),
                 names=(self.members[0], self.members[-1]),
                 modes=modes,

@@ -1,4 +1,4 @@
-"""Builds the token router that a pair's catalogue entry names: R-Stitch, R-Stitch+ or R2R.
+"""The token router that a pair's catalogue entry names: R-Stitch, R-Stitch+, R2R, or none (drafts alone).
 
 A learned router belongs to the weights it was trained on; another pair's is refused. Leaves out the routers
 themselves (`viaticum.routers.token`) and their training (`viaticum.training`).
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from viaticum.routers.token.neural import LearnedDivergenceRouter, TrainedRouter
     from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
 
+SPECULATIVE = "speculative"  # the large model writes every token, and verifies what the small one drafts
+
 
 def token_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> TokenRouter:
     """Return the token router of a pair. small: the runner of its small model.
@@ -27,15 +29,17 @@ def token_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> TokenR
     Raises:
         InputError: the router's name is unknown, or a learned one was trained on other weights.
     """
-    from viaticum.routers.token import EntropyRouter
+    from viaticum.routers.token import AlwaysLarge, EntropyRouter
 
+    if spec.router == SPECULATIVE:
+        return AlwaysLarge()
     if spec.router == "r2r":
         return learned_router(spec, catalogue, small)
     if spec.router == "r-stitch+":
         return learned_policy(spec, catalogue, small)
     if spec.router != "r-stitch":
         raise InputError(
-            f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch, r-stitch+, r2r"
+            f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch, r-stitch+, r2r, speculative"
         )
     assert spec.tau is not None, "the catalogue checks that a pair has a tau"
     return EntropyRouter(spec.tau)

@@ -19,6 +19,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.decoders import MixedDecoder, Request, Runner, Server, TorchRunner, load_runner
 from viaticum.decoders.served_runner import ServedRunner
 from viaticum.models.base import Generation
+from viaticum.models.decoding_modes import in_measured_modes
 from viaticum.models.local import LocalModels
 from viaticum.routers.token import AlwaysLarge, AlwaysSmall, EntropyRouter, TokenRouter
 from viaticum.strategies import get as get_strategy
@@ -153,7 +154,7 @@ def test_r_stitch_on_the_real_pair() -> None:
     catalogue = Catalogue.load()
     spec = catalogue["qwen2.5-coder-r-stitch"]
     assert spec.tau is not None
-    model = LocalModels(catalogue, mode="routed").model(spec.name)
+    model = LocalModels(in_measured_modes(catalogue)).model(spec.name)
     query = Query(
         "A tray holds 12 eggs. Ann buys 3 trays and uses 6 eggs for a cake. How many eggs are left?", "number"
     )

@@ -49,6 +49,7 @@ _ROUTER_FIELDS = {
     "r-stitch": ("tau",),
     "r-stitch+": ("router_path", "tau", "threshold"),
     "r2r": ("router_path", "threshold", "share", "drift"),
+    "speculative": (),
 }
 _REMOTE_FIELDS = (
     *("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams", "tools"),
@@ -166,6 +167,8 @@ class ModelSpec(LocalFields):
         price_version: name of the price list; "litellm" without prices takes those of LiteLLM's own list.
 
         Of pairs:
+        router: which model writes a token: r-stitch, r-stitch+, r2r, or speculative (the large one writes all
+            of them; the small one drafts what it verifies).
         tau: threshold of the router r-stitch; of r-stitch+, in place of the one its policy was learned with.
         router_path: folder of a trained router (r2r) or policy (r-stitch+); by default the one packaged for
             the pair.
@@ -174,7 +177,7 @@ class ModelSpec(LocalFields):
         drift: of r2r, the share is kept while prompts change (see docs/how-to/token-routing.md).
         mode: "auto" (the fastest of: routed, speculative, the large model alone; by call times on this
             machine and for as many texts as there are, see docs/explanation/decoding.md; the default) or
-            "routed" (the router always decides).
+            "routed" (the router always decides). None of the router speculative.
 
         Of scripted models:
         text: the answer.
@@ -513,6 +516,8 @@ class ModelSpec(LocalFields):
         strange = given - set(_ROUTER_FIELDS.get(str(self.router), given))
         if strange:
             raise ValueError(f"the router {self.router} takes no {sorted(strange)[0]}")
+        if self.router == "speculative" and self.mode is not None:
+            raise ValueError("the router speculative takes no mode")
         if self.threshold is not None and self.share is not None:
             raise ValueError("give threshold or share, not both")
 

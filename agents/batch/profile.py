@@ -17,6 +17,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
 from viaticum.files import JournalFile, write_jsonl
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.models.decoding_modes import in_measured_modes
 from viaticum.models.local import LocalModels
 from viaticum.models.settings import prompt, resolve
 from viaticum.outcomes import parse_outcome, write_outcomes
@@ -45,7 +46,8 @@ def profile(
     """Measure every pair on every question; `out` (.parquet or .jsonl) is written at the end.
 
     Resumes from `out`.journal where that was made from the same questions. A row's seconds run from its first
-    decoding step to its last, with the time that it waits for other rows of its batch.
+    decoding step to its last, with the time that it waits for other rows of its batch. A pair of models is
+    measured in the mode that its entry names, else in the routed one.
 
     Args:
         questions: all with a known answer.
@@ -72,7 +74,7 @@ def profile(
             raise DataError(f"question {question.id!r} has no answer; profiling compares with known answers")
     for pair in pairs:
         catalogue.prices(catalogue[pair.model].members)
-    pool = LocalModels(catalogue, slots=slots, mode="routed")
+    pool = LocalModels(in_measured_modes(catalogue), slots=slots)
     for pair in pairs:
         pool.model(pair.model)  # raises if it cannot be opened, before anything is written
     out = Path(out)

@@ -17,6 +17,7 @@ from viaticum.decoders import load_runner
 from viaticum.decoders.served_runner import ServedRunner
 from viaticum.errors import AuthenticationFailed, InputError, ModelError, VocabularyMismatch
 from viaticum.models.base import Generation
+from viaticum.models.decoding_modes import in_measured_modes
 from viaticum.models.local import LocalModels
 from viaticum.types import Completion
 
@@ -122,7 +123,7 @@ def answer(pool: LocalModels, name: str, **settings: Any) -> Completion:
 def test_a_served_model_writes_and_costs_what_it_does_here(
     folder: Path, server: InferenceServer, tmp_path: Path, here: str, there: str, settings: dict[str, Any]
 ) -> None:
-    pool = LocalModels(catalogue(folder, server, tmp_path), mode="routed")
+    pool = LocalModels(in_measured_modes(catalogue(folder, server, tmp_path)))
     expected, got = answer(pool, here, **settings), answer(pool, there, **settings)
     assert got.text == expected.text
     assert expected.trace is not None
@@ -206,7 +207,7 @@ def test_what_is_wrong_with_a_server_is_said_before_a_text_begins(
 def test_a_text_that_the_server_fails_costs_nothing_and_says_why(
     folder: Path, server: InferenceServer, tmp_path: Path
 ) -> None:
-    pool = LocalModels(catalogue(folder, server, tmp_path), mode="routed")
+    pool = LocalModels(in_measured_modes(catalogue(folder, server, tmp_path)))
     answer(pool, "there")
     server.script = [(503, {}, "overloaded")] * 2
     pool.runners("there")[0].reset(0)

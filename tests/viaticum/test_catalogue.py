@@ -15,6 +15,7 @@ from viaticum.types import Pair, split_model
 from viaticum.weight_sources import Hub, Wheels
 
 SMALL, LARGE, PAIR = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-r-stitch"
+SPECULATIVE, AUTO = "qwen2.5-coder-speculative", "qwen2.5-coder-auto"
 
 
 @pytest.fixture(autouse=True)
@@ -31,16 +32,10 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_packaged_entries() -> None:
     catalogue = Catalogue.load()
-    assert catalogue.names() == (SMALL, LARGE, "smollm2-135m", PAIR, "r2r", "r-stitch+", "all-minilm-l6-v2")
+    models = (SMALL, LARGE, "smollm2-135m", PAIR, "r2r", "r-stitch+", SPECULATIVE, AUTO)
+    assert catalogue.names() == (*models, "all-minilm-l6-v2")
     assert [spec.name for spec in catalogue.local()] == [SMALL, LARGE, "smollm2-135m"]
-    assert [spec.name for spec in catalogue.models()] == [
-        SMALL,
-        LARGE,
-        "smollm2-135m",
-        PAIR,
-        "r2r",
-        "r-stitch+",
-    ]
+    assert [spec.name for spec in catalogue.models()] == [*models]
     assert [spec.name for spec in catalogue.encoders()] == ["all-minilm-l6-v2"]
     assert catalogue[LARGE].price == Price.per_million("0.065", "0.38")
     file, wheels, hub = catalogue[SMALL].sources
@@ -74,6 +69,16 @@ def test_a_pair_has_members_no_price_and_the_shorter_context() -> None:
     pair = Catalogue.load()[PAIR]
     assert pair.members == (SMALL, LARGE)
     assert (pair.router, pair.tau, pair.price, pair.context_length) == ("r-stitch", 0.03, None, 32768)
+
+
+def test_ways_of_one_pair_of_models_are_entries_of_their_own(tmp_path: Path) -> None:
+    catalogue = Catalogue.load()
+    assert (catalogue[SPECULATIVE].router, catalogue[SPECULATIVE].mode) == ("speculative", None)
+    assert (catalogue[AUTO].router, catalogue[AUTO].mode) == ("r-stitch", "auto")
+    assert catalogue[SPECULATIVE].members == catalogue[AUTO].members == (SMALL, LARGE)
+    for line, why in (('mode = "routed"', "takes no mode"), ("tau = 0.1", "takes no tau")):
+        with pytest.raises(InputError, match=why):
+            Catalogue.load(write(tmp_path, f'[models."{SPECULATIVE}"]\n{line}\n'))
 
 
 def test_weights_of_expands_pairs_and_defaults() -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from demo_models import LARGE, SMALL, write_demo_router, write_scripted_demo, write_tiny_demo
+from demo_models import LARGE, PAIR, SMALL, write_demo_router, write_scripted_demo, write_tiny_demo
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -24,7 +24,7 @@ from viaticum.demo.questions import TOPIC, demo_questions, training_questions, w
 from viaticum.demo.screen import WIDTH, Screen
 from viaticum.demo.show import Demo, DemoSettings, sandbox_notes
 from viaticum.demo.verdict import Score, mixture_right, sign_test, verdict
-from viaticum.errors import InputError
+from viaticum.errors import InputError, UnknownName
 from viaticum.money import nanousd
 from viaticum.questions import Question
 from viaticum.strategies.answers import is_right
@@ -183,6 +183,22 @@ def test_without_bubblewrap_it_says_which_programs_do_not_run(monkeypatch: pytes
     assert "install bubblewrap" in note
 
 
+def test_a_policy_that_there_is_not_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="fastest:ACCURACY"):
+        Demo(DemoSettings(demo_questions(), "0.02", tmp_path, policy="quickest"))
+
+
+def test_a_router_that_ships_is_the_default_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from viaticum.demo import questions
+
+    monkeypatch.setattr(questions, "shipped", lambda name: tmp_path / name)
+    assert DemoSettings([], "0.02", tmp_path).router is None
+    (tmp_path / "router").mkdir()
+    assert DemoSettings([], "0.02", tmp_path).router is None
+    (tmp_path / "router" / "router.json").write_text("{}")
+    assert DemoSettings([], "0.02", tmp_path).router == tmp_path / "router"
+
+
 def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
@@ -227,6 +243,7 @@ def test_the_whole_demo_with_a_tiny_pair_in_a_pipe(tiny_demo: Path, tmp_path: Pa
     done = subprocess.run(
         command(
             *("--out", str(tmp_path / "out"), "--catalogue", str(tiny_demo), "--router", str(router)),
+            *("--policy", "fastest:0.6"),
         ),
         capture_output=True,
         text=True,
@@ -248,7 +265,11 @@ def test_the_whole_demo_with_a_tiny_pair_in_a_pipe(tiny_demo: Path, tmp_path: Pa
         assert lane["seconds"] > 0
     assert {route for each in small["answers"] for route in each["routes"]} == {f"{SMALL}+cot"}
     assert {route for each in large["answers"] for route in each["routes"]} == {f"{LARGE}+cot"}
-    assert len({each["routes"][0] for each in routed["answers"] if each["routes"]}) > 1, "all went one way"
+    routes = {each["routes"][0] for each in routed["answers"] if each["routes"]}
+    assert len(routes) > 1, "all went one way"
+    assert f"{PAIR}+direct" in routes, "a pair of models is a way like any other"
+    assert "policy: fastest:0.6" in lines
+    assert "--policy fastest:0.6" in done.stdout
     assert facts["verdict"][0].startswith("Routing ")
     assert set(facts["authors"]["tokens"]) == {SMALL, LARGE}
     assert min(facts["authors"]["tokens"].values()) > 0

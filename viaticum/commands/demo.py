@@ -26,6 +26,13 @@ def demo(
         Path | None,
         typer.Option(help="The folder of a fitted router in place of the default one.", metavar="DIR"),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the routed lane: within:DISTANCE, best, cheapest:ACCURACY, fastest:ACCURACY or "
+            "weighted:PER_DOLLAR. [default: within:0.01, and paced for the job]"
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder for ledger, results and report. [default: one beside your ledger]"),
@@ -54,7 +61,7 @@ def demo(
     folder = new_folder(default_path().parent / "demo") if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     with loading_shown():
-        Demo(DemoSettings(asked, dollars, folder, catalogue, router)).run()
+        Demo(DemoSettings(asked, dollars, folder, catalogue, router, policy)).run()
 
 
 def _pull(path: Path | None, router: Path | None) -> None:

@@ -28,6 +28,7 @@ from viaticum.generation import GenerationSettings
 from viaticum.models.base import Generation
 from viaticum.money import format_usd, nanousd
 from viaticum.questions import Question
+from viaticum.routers.query import DEFAULT_POLICY, parse_policy
 from viaticum.signals import run_interruptible
 from viaticum.types import Query
 from viaticum.weights import locate
@@ -52,6 +53,7 @@ class DemoSettings:
         folder: exists; everything is written there.
         catalogue: a file laid over the packaged catalogue, or None.
         router: the folder of a fitted router, or None for the packaged table.
+        policy: of the routed lane and of the interrupted job; None for their usual ones.
     """
 
     questions: Sequence[Question]
@@ -59,6 +61,7 @@ class DemoSettings:
     folder: Path
     catalogue: Path | None = None
     router: Path | None = field(default_factory=router_folder)
+    policy: str | None = None
 
     @property
     def ledger(self) -> Path:
@@ -100,12 +103,14 @@ def sandbox_notes() -> Iterator[str]:
 class Demo:
     """One run. What was measured is in `facts`, which end as `results.json` in the folder.
 
-    Raises `InputError` where the folder is not empty.
+    Raises `InputError` where the folder is not empty, or the policy is none.
     """
 
     def __init__(self, settings: DemoSettings) -> None:
         if any(settings.folder.iterdir()):
             raise InputError(f"{settings.folder} is not empty; give a folder of its own: --out")
+        if settings.policy is not None:
+            parse_policy(settings.policy)
         self.settings = settings
         catalogue = Catalogue.load(settings.catalogue)
         pair = catalogue[PAIR]
@@ -188,6 +193,7 @@ class Demo:
             folder=self.settings.folder,
             catalogue=self.catalogue,
             router=self.settings.router,
+            policy=self.settings.policy or DEFAULT_POLICY,
             concurrency=WAVE,
             slots=WAVE,
             generation=GenerationSettings(max_new_tokens=MAX_TOKENS),
@@ -197,17 +203,30 @@ class Demo:
         """Load the weights, the router's encoder and the sandbox, so that no lane waits for them."""
         screen = self.screen
         screen.heading("Set-up")
-        for name in (self.small, self.large):
+        for name in self._models_of(client):
             began = time.perf_counter()
-            client.model(name).generate([{"role": "user", "content": WARM_UP.text}], Generation(1))
+            try:
+                client.model(name).generate([{"role": "user", "content": WARM_UP.text}], Generation(1))
+            except InputError as error:  # such as a token router that was trained on other weights
+                screen.line(f"{name} cannot be asked here: {one_line(error)}", "yellow")
+                continue
             screen.line(f"{name} is ready, after {time.perf_counter() - began:.1f} s")
         row = client.router.table(WARM_UP).rows[0]
         if self.settings.router is None:
             screen.line(f"router: {row.origin}; other kinds of questions it does not know")
         else:
             screen.line(f"router: {self.settings.router}, fitted on outcomes of other questions", wrap=False)
+        if self.settings.policy is not None:
+            screen.line(f"policy: {self.settings.policy}")
         for note in sandbox_notes():
             screen.line(note, "yellow")
+
+    def _models_of(self, client: Viaticum) -> list[str]:
+        """Both models, and the pairs of models that a fitted router may choose."""
+        known = (
+            [] if self.settings.router is None else [row.pair.model for row in client.router.table(WARM_UP)]
+        )
+        return list(dict.fromkeys([self.small, self.large, *filter(client.is_usable, known)]))
 
     def _run_lanes(self, lanes: Sequence[Lane]) -> None:
         self.screen.show_lanes(lanes)
@@ -289,10 +308,11 @@ class Demo:
         return path
 
     def _batch_options(self) -> list[str]:
-        router, catalogue = self.settings.router, self.settings.catalogue
+        router, catalogue, policy = self.settings.router, self.settings.catalogue, self.settings.policy
         return [
             *("--max-tokens", str(MAX_TOKENS)),
             *(() if router is None else ("--router", str(router))),
+            *(() if policy is None else ("--policy", policy)),
             *(() if catalogue is None else ("--catalogue", str(catalogue))),
         ]
 
