@@ -212,6 +212,32 @@ class LedgerReader:
 
         self._store.read(action)
 
+    def each_new_post(
+        self, take: Callable[[Entry], object], heads: Heads
+    ) -> dict[str, tuple[int, str]] | None:
+        """Call `take` with each post after `heads`, and return the heads of that moment.
+
+        None, without any call, where the entries up to `heads` are not those of this ledger.
+
+        Args:
+            take: must not use this ledger.
+            heads: `chain_heads()` of an earlier time; a chain that is not there is taken from its beginning.
+        """
+        known = _checked_heads(heads)
+
+        def action(rows: Rows) -> dict[str, tuple[int, str]] | None:
+            now = {scope.name: (scope.entries, scope.head) for scope in rows.scopes() if scope.parent is None}
+            for root, head in known.items():
+                if head[0] and head != now.get(root) and rows.hash_at(root, head[0]) != head[1]:
+                    return None
+            for root, head in now.items():
+                if head != known.get(root):
+                    for entry in rows.posts_after(root, known.get(root, (0, ""))[0]):
+                        take(entry)
+            return now
+
+        return self._store.read(action)
+
     def newest_calls(self, last: int) -> list[tuple[Hold, Entry]]:
         """The newest posts of all budgets with their holds, the newest first, at most so many."""
         limit = checked_count("last", last)

@@ -264,6 +264,17 @@ class SqlRows(Rows):
         )
         return (_entry(row) for row in self.stream(sql, [name, name, since]))
 
+    def posts_after(self, root: str, number: int) -> Iterator[Entry]:
+        sql = (
+            f"SELECT {_ENTRY_COLUMNS} FROM entries"
+            " WHERE root = ? AND kind = 'post' AND number > ? ORDER BY number"
+        )
+        return (_entry(row) for row in self.stream(sql, [root, number]))
+
+    def hash_at(self, root: str, number: int) -> str | None:
+        rows = self.query("SELECT hash FROM entries WHERE root = ? AND number = ?", [root, number])
+        return rows[0]["hash"] if rows else None
+
     def times(self) -> dict[str, tuple[str, str]]:
         sql = "SELECT budget, min(at) AS began, max(at) AS ended FROM entries GROUP BY budget"
         return {row["budget"]: (row["began"], row["ended"]) for row in self.query(sql)}

@@ -205,6 +205,14 @@ class Rows(ABC):
     def posts_below(self, name: str, since: str) -> Iterator[Entry]:
         """The `post` entries of a scope and its descendants from a time on."""
 
+    def posts_after(self, root: str, number: int) -> Iterator[Entry]:
+        """The `post` entries of a tree whose numbers are above this one."""
+        return (entry for entry, *_ in self.chain(root) if entry.kind == "post" and entry.number > number)
+
+    def hash_at(self, root: str, number: int) -> str | None:
+        """The hash of the entry with this number in a tree; None where there is none."""
+        return next((entry.hash for entry, *_ in self.chain(root) if entry.number == number), None)
+
     def times(self) -> dict[str, tuple[str, str]]:
         """By budget, the times of its first and its last entry."""
         found: dict[str, tuple[str, str]] = {}

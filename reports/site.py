@@ -2,8 +2,8 @@
 
 A page is made anew where what it shows changed since (rows, ledger, shadow samples, feedback, tables), so
 that a site over a year of jobs is kept up in seconds; one whose ledger could not be read is made each time.
-`site.json` says what was made from what. A copy of a job's folder is the same job. Leaves out the pages
-themselves (`build`, `site_index`, `spending_page`).
+`site.json` says what was made from what, `spending.json` what is counted of each ledger. A copy of a job's
+folder is the same job. Leaves out the pages themselves (`build`, `site_index`, `spending_page`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from viaticum.budgets.records import digest
 from viaticum.errors import BudgetError, InputError, MissingExtra, ViaticumError
 from viaticum.files import atomic_write
 from viaticum.jobs import JOB, ROWS, Job
+from viaticum.reports.kept_spending import KeptSpending
 from viaticum.reports.ledger_history import found_ledger
 from viaticum.reports.numbers import read_numbers
 from viaticum.reports.page import write_page, write_sections
 from viaticum.reports.shadow import LIVE_OUTCOMES
 from viaticum.reports.site_index import INDEX_LINKS, RUN_LINKS, SUMMARY, index_page, summary_of
-from viaticum.reports.spending import read_tables
 from viaticum.reports.spending_page import NOTE, facts_of, spending_sections
 from viaticum.shadow_samples import SHADOWS
 
 FORMAT = 1
 SITE, INDEX, SPENDING, SPENDING_CSV, RUNS = "site.json", "index.html", "spending.html", "spending.csv", "runs"
+COUNTED = "spending.json"  # what was counted of each ledger
 CSV_BY = ("week", "team", "key", "budget", "model")
 FIELDS = {"path", "page", "state", *SUMMARY}  # of a run in `site.json`
 _UNREADABLE = (BudgetError, MissingExtra, InputError, OSError, sqlite3.Error)  # a ledger
@@ -110,7 +111,7 @@ def build_site(
         records.append({**record, "path": str(folder)})
     report("reports", len(found), len(found))
     records.sort(key=lambda each: (each["began"], each["path"]), reverse=True)
-    spending, more = _write_spending(found, site, ledger)
+    spending, more = _write_spending(found, site, ledger, force)
     warnings += more
     index = site / INDEX
     atomic_write(index, index_page(records, warnings, spending))
@@ -264,8 +265,13 @@ def _write_run(
     return {"page": page, "state": state if run.history else "", **summary_of(run)}
 
 
-def _write_spending(folders: Sequence[Path], site: Path, ledger: str | None) -> tuple[bool, list[str]]:
-    """Write the page and the CSV of what the jobs' ledgers posted; whether there is one, and warnings."""
+def _write_spending(
+    folders: Sequence[Path], site: Path, ledger: str | None, force: bool
+) -> tuple[bool, list[str]]:
+    """Write the page and the CSV of what the jobs' ledgers posted; whether there is one, and warnings.
+
+    force: count all of it anew.
+    """
     addresses, warnings = dict[str, None](), list[str]()
     for folder in folders:
         try:
@@ -273,22 +279,26 @@ def _write_spending(folders: Sequence[Path], site: Path, ledger: str | None) -> 
         except ViaticumError as error:
             warnings.append(f"not in the spending: {folder.name}: {error}")
     with ExitStack() as stack:
-        ledgers = []
+        ledgers = dict[str, Ledger]()
         for address in addresses:
             try:
-                ledgers.append(stack.enter_context(Ledger(address, read_only=True)))
+                ledgers[address] = stack.enter_context(Ledger(address, read_only=True))
             except _UNREADABLE as error:
                 warnings.append(f"not in the spending: the ledger at {address}: {error}")
         if not ledgers:
-            for name in (SPENDING, SPENDING_CSV):
+            for name in (SPENDING, SPENDING_CSV, COUNTED):
                 (site / name).unlink(missing_ok=True)
             return False, warnings
-        sections, sentence, notices = spending_sections(ledgers)
+        if force:
+            (site / COUNTED).unlink(missing_ok=True)
+        kept = KeptSpending(site / COUNTED, ledgers)
+        (lines,) = kept.tables([CSV_BY])
+        sections, sentence, notices = spending_sections(kept.tables)
         facts = (*(("ledger", address) for address in addresses), *facts_of({}))
         page = write_sections("Spending", sentence, notices, sections, facts, NOTE, INDEX_LINKS)
         atomic_write(site / SPENDING, page)
-        (lines,) = read_tables(ledgers, [CSV_BY])
         atomic_write(site / SPENDING_CSV, lines.to_csv())
+        kept.save()
     return True, warnings
 
 

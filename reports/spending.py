@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from viaticum.budgets import Entry, Ledger
+from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.errors import InputError
 from viaticum.money import usd_digits
 from viaticum.records import field_text
@@ -116,6 +116,33 @@ class SpendingCounter:
             sums[3] += costs.get(model, 0)
             seen.add(labels)
 
+    def add(self, other: SpendingCounter) -> None:
+        """Add what was counted of other posts by the same dimensions."""
+        self.calls += other.calls
+        self.nanousd += other.nanousd
+        self.tags |= other.tags
+        for labels, amounts in other._sums.items():
+            sums = self._sums.setdefault(labels, [0, 0, 0, 0])
+            sums[:] = (one + more for one, more in zip(sums, amounts, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        sums = [[*labels, *amounts] for labels, amounts in self._sums.items()]
+        own = {"by": [*self.by], "calls": self.calls, "nanousd": self.nanousd, "tags": sorted(self.tags)}
+        return own | {"sums": sums}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SpendingCounter:
+        """What `to_json` returned. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        counter = cls(checked_dimensions(data["by"]))
+        counter.calls, counter.nanousd = int(data["calls"]), int(data["nanousd"])
+        counter.tags = set(map(str, data["tags"]))
+        for row in data["sums"]:
+            labels, amounts = row[: len(counter.by)], row[len(counter.by) :]
+            if len(amounts) != 4:
+                raise ValueError(f"four amounts after the labels, got {row}")
+            counter._sums[tuple(map(str, labels))] = list(map(int, amounts))
+        return counter
+
     def lines(self) -> tuple[SpendingLine, ...]:
         times = [n for n, name in enumerate(self.by) if name in TIMES]
         lines = [SpendingLine(labels, *sums) for labels, sums in self._sums.items()]
@@ -197,13 +224,13 @@ def read_tables(
     for ledger in ledgers:
         ledger.each_post(take, budget, _text(since))
         unknown += [hold for scope in _scopes(ledger, budget) for hold in ledger.holds(scope, "unknown")]
-    held = sum(hold.held_nanousd for hold in unknown)
-    return [
-        Spending(
-            each.by, each.lines(), each.calls, each.nanousd, len(unknown), held, tuple(sorted(each.tags))
-        )
-        for each in counters
-    ]
+    return [spending_of(each, unknown) for each in counters]
+
+
+def spending_of(counter: SpendingCounter, unknown: Sequence[Hold]) -> Spending:
+    """What was counted, beside the calls whose end is not known."""
+    held, tags = sum(hold.held_nanousd for hold in unknown), tuple(sorted(counter.tags))
+    return Spending(counter.by, counter.lines(), counter.calls, counter.nanousd, len(unknown), held, tags)
 
 
 @lru_cache(maxsize=4096)

@@ -5,8 +5,8 @@ Leaves out counting (`spending`) and how a page is made (`page`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +37,22 @@ def write_spending_page(out: Path, ledger: Ledger, **window: Any) -> None:
     Raises:
         MissingExtra: the extra `reports` is not installed.
     """
-    sections, sentence, notices = spending_sections([ledger], **window)
+    sections, sentence, notices = spending_sections(partial(read_tables, [ledger], **window))
     atomic_write(out, write_sections("Spending", sentence, notices, sections, facts_of(window), NOTE))
 
 
 def spending_sections(
-    ledgers: Sequence[Ledger],
-    *,
-    budget: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    zone: str = "UTC",
+    read: Callable[[Sequence[Sequence[str]]], list[Spending]],
 ) -> tuple[list[Section], str, list[str]]:
-    """Sections, the sentence at the top, and what has to be known first."""
+    """Sections, the sentence at the top, and what has to be known first.
+
+    read: returns the spending by some lists of dimensions.
+    """
     first: list[list[str]] = [["week", "model"], *([name] for name in TITLES)]
-    weeks, *tables = read_tables(ledgers, first, budget=budget, since=since, until=until, zone=zone)
+    weeks, *tables = read(first)
     names = [name for name in weeks.tags if name not in OWN_TAGS and name not in TITLES]
     own = [[TAG + name] for name in names[:MOST_TAGS]]
-    tables += read_tables(ledgers, own, budget=budget, since=since, until=until, zone=zone) if own else []
+    tables += read(own) if own else []
     sections = [_weeks(weeks), *(_table(each) for each in tables)]
     span = sorted({line.labels[0] for line in weeks.lines})
     when = f", {span[0]} to {span[-1]}" if span else ""

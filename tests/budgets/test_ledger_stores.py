@@ -53,6 +53,36 @@ def test_a_call_counts_in_its_scope_and_in_all_above(ledger: Ledger) -> None:
     assert spent(ledger) == [(25, 0)] * 4
 
 
+def test_new_posts_are_those_after_the_heads_of_before(ledger: Ledger) -> None:
+    ledger.create("org", limit_nanousd=10_000)
+    ledger.create("run", parent="org")
+    ledger.create("empty")
+
+    def new(heads: dict[str, tuple[int, str]]) -> tuple[list[str | None], dict[str, tuple[int, str]] | None]:
+        found: list[str | None] = []
+        now = ledger.each_new_post(lambda entry: found.append(entry.key), heads)
+        assert now is None or now == ledger.chain_heads()
+        return found, now
+
+    before = ledger.chain_heads()
+    assert new({}) == ([], before)
+    for key, budget in (("a", "run"), ("b", "org"), ("c", "empty"), ("d", "run")):
+        ledger.reserve(budget, key, CALL, PRICES)
+        ledger.settle(key, USED) if key != "d" else ledger.void(key)
+    found, now = new(before)
+    assert sorted(map(str, found)) == sorted(map(str, new({})[0])) == ["a", "b", "c"]
+    assert now is not None
+    assert new(now) == ([], now)
+    ledger.create("later", limit_nanousd=10_000)
+    ledger.reserve("later", "e", CALL, PRICES)
+    ledger.settle("e", USED)
+    assert new(now)[0] == ["e"]
+    number, last = now["org"]
+    for wrong in ((number, "0" * len(last)), (number + 100, last)):
+        assert new(now | {"org": wrong}) == ([], None)
+    assert new(now | {"gone": (1, last)}) == ([], None)
+
+
 def test_posts_and_times_are_told_by_scope(ledger: Ledger, clock: Clock) -> None:
     ledger.create("org", limit_nanousd=10_000)
     ledger.create("run", parent="org")
