@@ -1,10 +1,9 @@
-"""Spending that was counted is kept by ledger: only new posts are counted, and what changed behind it is seen."""
+"""Spending that was counted is kept by ledger: only new posts are counted, a changed ledger anew."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ Taken = list[tuple[tuple[str, ...], str | None]]
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
     """(dimensions, key) of each post that a counter was given."""
     found: Taken = []
     take = SpendingCounter.take
@@ -34,7 +33,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
         take(self, entry)
 
     monkeypatch.setattr(SpendingCounter, "take", noted)
-    yield found
+    return found
 
 
 def write_calls(path: Path, *keys: str, root: str = "org") -> Path:
