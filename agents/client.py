@@ -32,7 +32,7 @@ from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.latencies import Seconds
-from viaticum.agents.workflow.many import in_tasks, in_threads
+from viaticum.agents.workflow.many import StartDeadline, in_tasks, in_threads
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.sessions import Sessions
@@ -240,27 +240,46 @@ class Viaticum:
     # Many questions
 
     def batch(
-        self, questions: Iterable[str | Query], *, concurrency: int | None = None
+        self,
+        questions: Iterable[str | Query],
+        *,
+        concurrency: int | None = None,
+        deadline: float | None = None,
     ) -> Iterator[tuple[int, Answer | ViaticumError]]:
         """Yield (index of the question, answer or error) as each ends, at most `concurrency` at a time.
 
         Questions are read from the iterable when there is room for them. Closing the iterator early waits for
         those in progress.
+
+        Args:
+            deadline: seconds from now after which no question is begun: the error of each later one is
+                `DeadlineExceeded`. Those in progress go on; `max_seconds` ends them.
         """
         self._gate.check_open()
-        checked = as_questions(questions, Iterable)
-        return in_threads(self._threads.executor, self.solve, checked, self._concurrency(concurrency))
+        checked, begin = as_questions(questions, Iterable), StartDeadline(deadline)
+
+        def solve(question: str | Query) -> Answer:
+            begin.check()
+            return self.solve(question)
+
+        return in_threads(self._threads.executor, solve, checked, self._concurrency(concurrency))
 
     def abatch(
         self,
         questions: Iterable[str | Query] | AsyncIterable[str | Query],
         *,
         concurrency: int | None = None,
+        deadline: float | None = None,
     ) -> AsyncIterator[tuple[int, Answer | ViaticumError]]:
         """As `batch`, without blocking the event loop; questions may come from an async iterable."""
         self._gate.check_open()
-        checked = as_questions(questions, (Iterable, AsyncIterable))
-        return in_tasks(self.asolve, checked, self._concurrency(concurrency))
+        checked, begin = as_questions(questions, (Iterable, AsyncIterable)), StartDeadline(deadline)
+
+        async def solve(question: str | Query) -> Answer:
+            begin.check()
+            return await self.asolve(question)
+
+        return in_tasks(solve, checked, self._concurrency(concurrency))
 
     def _concurrency(self, concurrency: int | None) -> int:
         if concurrency is None:

@@ -6,14 +6,38 @@ Leaves out jobs over files (`viaticum.agents.batch`).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import TypeVar
 
-from viaticum.errors import ViaticumError
+from viaticum.checks import checked_seconds
+from viaticum.errors import DeadlineExceeded, ViaticumError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class StartDeadline:
+    """When the last of many questions may begin.
+
+    Args:
+        seconds: from now on; None for no limit.
+
+    Raises:
+        InputError: the seconds are not above zero.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = None if seconds is None else checked_seconds("deadline", seconds)
+        self._until = time.monotonic() + (self._seconds or 0.0)
+
+    def check(self) -> None:
+        """Raises `DeadlineExceeded` where no further question begins."""
+        if self._seconds is not None and time.monotonic() >= self._until:
+            raise DeadlineExceeded(
+                f"{self._seconds:g} seconds (deadline) are over: this question was not begun, and costs nothing"
+            )
 
 
 def in_threads(

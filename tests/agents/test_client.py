@@ -32,7 +32,7 @@ from viaticum import (
 from viaticum.agents.workflow.checkpoints import FileSaver
 from viaticum.agents.workflow.events import TextPiece
 from viaticum.budgets import Ledger
-from viaticum.errors import LedgerError, ModelError, ViaticumError
+from viaticum.errors import DeadlineExceeded, LedgerError, ModelError, ViaticumError
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
@@ -82,6 +82,43 @@ def test_batch_takes_questions_only_when_there_is_room(tmp_path: Path) -> None:
         check(viaticum)
         with pytest.raises(InputError):
             next(viaticum.batch(["x"], concurrency=0))
+
+
+def slow_questions(count: int) -> Iterator[str]:
+    for number in range(count):
+        time.sleep(0.1)
+        yield f"twice {number}?"
+
+
+async def test_after_its_deadline_a_batch_begins_no_further_question(tmp_path: Path) -> None:
+    async def asynchronous() -> AsyncIterator[str]:
+        for number in range(12):
+            await asyncio.sleep(0.1)
+            yield f"twice {number}?"
+
+    with client(tmp_path) as viaticum:
+        for got in (
+            dict(viaticum.batch(slow_questions(12), concurrency=1, deadline=0.6)),
+            {
+                index: each
+                async for index, each in viaticum.abatch(asynchronous(), concurrency=1, deadline=0.6)
+            },
+        ):
+            begun = [index for index, each in got.items() if isinstance(each, Answer)]
+            late = [index for index, each in got.items() if isinstance(each, DeadlineExceeded)]
+            assert sorted(begun + late) == list(range(12))
+            assert begun
+            assert late
+            assert max(begun) < min(late)
+            assert "0.6 seconds (deadline) are over" in str(got[11])
+        answered = list(viaticum.batch(["twice 1?", "twice 2?"], deadline=60))
+        assert all(isinstance(each, Answer) for _, each in answered)
+        check(viaticum)
+        for wrong in (0, -1, "1"):
+            with pytest.raises(InputError):
+                viaticum.batch(["twice 1?"], deadline=wrong)  # type: ignore[arg-type]
+            with pytest.raises(InputError):
+                viaticum.abatch(["twice 1?"], deadline=wrong)  # type: ignore[arg-type]
 
 
 async def test_abatch(tmp_path: Path) -> None:
