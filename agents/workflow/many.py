@@ -36,7 +36,7 @@ class StartDeadline:
         """Raises `DeadlineExceeded` where no further question begins."""
         if self._seconds is not None and time.monotonic() >= self._until:
             raise DeadlineExceeded(
-                f"{self._seconds:g} seconds (deadline) are over: this question was not begun, and costs nothing"
+                f"{self._seconds:g} seconds (deadline) are over: this question was not begun"
             )
 
 
