@@ -236,8 +236,8 @@ class ProviderTimeout(ProviderUnavailable):
 
 class DeadlineExceeded(ModelError):
     """The seconds of a run, a call or a request (`max_seconds`) are over, those of a batch in which questions
-    begin (`deadline`), or no model can be expected to end in time. What was in flight is ended, and charged for
-    what it read and wrote."""
+    begin (`deadline`), or no model can be expected to end in time. What was in flight is ended, and charged
+    for what it read and wrote."""
 
 
 class QuotaExhausted(ModelError):
