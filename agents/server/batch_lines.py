@@ -119,14 +119,14 @@ class LineAnswers:
                 raise Interrupted
             if refusal is not None and (at_work.running or await self._may_fit(caller, refusal)):
                 wait = min(LONGEST_BUDGET_WAIT, 0.25 * 2.0 ** min(waits, 6))
-                await _unless(halt, _woken(at_work.ended, wait))
+                await unless(halt, _woken(at_work.ended, wait))
                 waits += 1
                 continue
             tries += 1
             if found.status not in BUSY or tries == TRIES or await self._has_cost(endpoint, key):
                 return LineAnswer(found.status, request_id, found.body)
             wait = min(LONGEST_WAIT, max(found.retry_after or 0, 2.0 ** (tries - 1)))
-            await _unless(halt, asyncio.sleep(wait))
+            await unless(halt, asyncio.sleep(wait))
 
     async def _may_fit(self, caller: Caller, refusal: BudgetExceeded) -> bool:
         ledger = self.service.client.ledger
@@ -235,7 +235,7 @@ class LineAnswers:
                 self.service.rate_limits.consume(_rate_name(caller), per_minute)
                 return caller
             except RateLimitExceeded as error:
-                await _unless(halt, asyncio.sleep(error.retry_after))
+                await unless(halt, asyncio.sleep(error.retry_after))
 
     async def _take_slot(self, recall: Recall, model: str, halt: asyncio.Event) -> Caller:
         """Wait for a slot; returns the caller as it is then.
@@ -245,7 +245,7 @@ class LineAnswers:
             APIError: with status 404: it may not use the model any more.
         """
         service, caller = self.service, await recall()
-        await _unless(halt, service.limiter.acquire_background(caller.name))
+        await unless(halt, service.limiter.acquire_background(caller.name))
         try:
             if service.draining:
                 raise Interrupted
@@ -276,7 +276,7 @@ async def _woken(event: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(event.wait(), seconds)
 
 
-async def _unless(halt: asyncio.Event, awaited: Any) -> None:
+async def unless(halt: asyncio.Event, awaited: Any) -> None:
     """Wait for something, unless it is time to stop. Raises `Interrupted`."""
     task, stop = asyncio.ensure_future(awaited), asyncio.create_task(halt.wait())
     try:

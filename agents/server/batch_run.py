@@ -30,8 +30,9 @@ from viaticum.agents.openai_api.batches import (
 )
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.server.auth import Caller
-from viaticum.agents.server.batch_lines import Interrupted, LineAnswers, line_key
+from viaticum.agents.server.batch_lines import Interrupted, LineAnswers, line_key, unless
 from viaticum.agents.server.batch_store import BatchStore, StoredBatch, output_id, rows_of
+from viaticum.agents.server.line_turns import LineTurns
 from viaticum.agents.server.service import Service
 from viaticum.errors import InputError
 from viaticum.files import JournalFile
@@ -54,13 +55,20 @@ class BatchRun:
     """A batch while this server answers it.
 
     Args:
+        turns: of the lines of all batches.
         stored: the batch as it was found.
     """
 
     def __init__(
-        self, service: Service, store: BatchStore, answers: LineAnswers, stored: StoredBatch
+        self,
+        service: Service,
+        store: BatchStore,
+        answers: LineAnswers,
+        turns: LineTurns,
+        stored: StoredBatch,
     ) -> None:
         self.service, self.store, self.answers, self.stored = service, store, answers, stored
+        self.turns = turns
         self.batch: BatchObject = stored.batch
         self.id: str = stored.batch["id"]
         self.halt = asyncio.Event()  # no further line begins
@@ -69,7 +77,7 @@ class BatchRun:
         self._finished: set[bytes] = set()  # digests of custom ids
         self._counts = {"output": 0, "error": 0}
         self._usage = batch_usage(())
-        self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
+        self._write_lock = threading.Lock()
         self._change_lock = asyncio.Lock()
         self._failure: BatchError | None = None
         self._journals = {"output": self._journal("output"), "error": self._journal("error")}
@@ -153,36 +161,59 @@ class BatchRun:
         await self._change({"status": "failed", "failed_at": int(time.time()), "errors": found, **files})
 
     async def _answer_lines(self) -> None:
-        """Answer the lines that are left, some at a time."""
-        lines = self._unanswered()
-        workers = [asyncio.create_task(self._work(lines)) for _ in range(self.service.limiter.max_background)]
+        """Answer the lines that are left, as its key has turns, until all are or it is time to stop."""
+        lines, running = self._unanswered(), set[asyncio.Task[None]]()
         try:
-            await asyncio.gather(*workers)
+            while await self._has_turn():
+                line = await self._take_line(lines)
+                if line is None:
+                    break
+                running.add(task := asyncio.create_task(self._answer(line)))
+                task.add_done_callback(lambda done: None if _has_failed(done) else running.discard(done))
+            await asyncio.gather(*running)
         except BaseException:
             self.halt.set()
-            await asyncio.gather(*workers, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
             raise
 
-    async def _work(self, lines: Iterator[Line]) -> None:
-        """Answer lines of the iterator, which the workers share, until all are or it is time to stop."""
-        while not self.halt.is_set():
-            if (line := await self.service.run_with_files(self._next, lines)) is None:
-                return
-            try:
-                answer = await self.answers.answer(
-                    self._current_caller, self.batch["endpoint"], self.id, line, self.halt
-                )
-            except Interrupted:
-                return
-            row = answered_line(
-                f"batch_req_{line_key(self.id, line)}",
-                line.custom_id,
-                answer.status,
-                answer.request_id,
-                answer.body,
+    async def _has_turn(self) -> bool:
+        """Wait for a turn; returns whether there is one, which is not so when it is time to stop."""
+        try:
+            await unless(self.halt, self.turns.take(self.stored.owner))
+        except Interrupted:
+            return False
+        if self.halt.is_set():
+            self.turns.release(self.stored.owner)
+        return not self.halt.is_set()
+
+    async def _take_line(self, lines: Iterator[Line]) -> Line | None:
+        """The next line, whose turn `_answer` ends; None, without the turn, where there is none."""
+        line = None
+        try:
+            line = await self.service.run_with_files(next, lines, None)
+        finally:
+            if line is None:
+                self.turns.release(self.stored.owner)
+        return line
+
+    async def _answer(self, line: Line) -> None:
+        """Answer a line, and write the answer. Its turn ends, and with an error all of the batch."""
+        try:
+            answer = await self.answers.answer(
+                self._current_caller, self.batch["endpoint"], self.id, line, self.halt
             )
+            request = f"batch_req_{line_key(self.id, line)}"
+            row = answered_line(request, line.custom_id, answer.status, answer.request_id, answer.body)
             kind: Kind = "output" if answer.status == 200 else "error"
             await self.service.run_with_files(self._write, kind, row)
+        except Interrupted:
+            if not self.halt.is_set():  # the server ends: the line is asked when the batch goes on
+                self.interrupt()
+        except BaseException:
+            self.halt.set()
+            raise
+        finally:
+            self.turns.release(self.stored.owner)
 
     async def _current_caller(self) -> Caller:
         """Whose batch it is, with what its key may do now. Raises `Interrupted` where it may do nothing."""
@@ -198,10 +229,6 @@ class BatchRun:
             self.interrupt()
             raise Interrupted
         return caller
-
-    def _next(self, lines: Iterator[Line]) -> Line | None:
-        with self._read_lock:
-            return next(lines, None)
 
     def _unanswered(self) -> Iterator[Line]:
         path = self.store.content_path(self.batch["input_file_id"])
@@ -280,6 +307,10 @@ class BatchRun:
                 self.interrupt()
             else:
                 self.batch = stored
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return not task.cancelled() and task.exception() is not None
 
 
 def _error(code: str, message: str) -> BatchError:

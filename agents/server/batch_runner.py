@@ -15,6 +15,7 @@ from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.server.batch_lines import LineAnswers
 from viaticum.agents.server.batch_run import BatchRun
 from viaticum.agents.server.batch_store import BatchStore, StoredBatch
+from viaticum.agents.server.line_turns import LineTurns
 from viaticum.agents.server.service import Service
 from viaticum.agents.workflow.thread_leases import new_owner, take_lease
 from viaticum.errors import ViaticumError, one_line
@@ -24,6 +25,7 @@ REFRESH_SECONDS = 1.0
 RENEW_SECONDS = 8.0
 CLEAN_SECONDS = 3_600.0
 MAX_RUNNING = 4  # batches of a key at once; others wait for one to end
+TURNS = 2  # lines of all batches in memory, as a multiple of those that may run
 LONGEST_PAUSE = 60.0  # before a batch that failed for a reason of this machine is begun again
 _log = logging.getLogger("viaticum.server")
 
@@ -33,6 +35,7 @@ class BatchRunner:
 
     def __init__(self, service: Service, store: BatchStore, answers: LineAnswers) -> None:
         self.service, self.store, self.answers = service, store, answers
+        self.turns = LineTurns(TURNS * service.limiter.max_background)
         self._owner = ""
         self._runs: dict[str, BatchRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -96,7 +99,7 @@ class BatchRunner:
             return
         if not await self._is_ours(stored) or not await self._own(batch):
             return
-        run = self._runs[batch] = BatchRun(self.service, self.store, self.answers, stored)
+        run = self._runs[batch] = BatchRun(self.service, self.store, self.answers, self.turns, stored)
         task = self._tasks[batch] = asyncio.create_task(self._run(run))
         task.add_done_callback(lambda _: self._tasks.pop(batch, None))
 
