@@ -188,7 +188,7 @@ class BatchRun:
 
     async def _take_line(self, lines: Iterator[Line]) -> Line | None:
         """The next line, whose turn `_answer` ends; None, without the turn, where there is none."""
-        line = None
+        line: Line | None = None
         try:
             line = await self.service.run_with_files(next, lines, None)
         finally:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workflow_client import LARGE, SMALL, ScriptedModel, client
+from workflow_client import LARGE, SMALL, ScriptedModel
 
-from viaticum import Pair, Viaticum
-from viaticum.agents.batch import run as run_batch
+from viaticum import Allowance, Pair, Viaticum
+from viaticum.agents.batch.run import run as run_batch
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
@@ -68,7 +68,7 @@ def test_earlier_calls_tell_what_the_router_does_not(tmp_path: Path) -> None:
 def test_a_way_of_unknown_seconds_is_asked_after_the_known_one_gave_no_answer(tmp_path: Path) -> None:
     models = {SMALL: ScriptedModel(SMALL, "no idea"), LARGE: ScriptedModel(LARGE, FIVE)}
     with asking(tmp_path, table(1.0, None), models=models) as viaticum:
-        answer = viaticum.solve("What is 2 + 3?")
+        answer = viaticum.solve("What is 2 + 3?", kind="number")
     assert [route.pair.model for route in answer.routes] == [SMALL, LARGE]
     assert answer.value == "5"
 
@@ -85,7 +85,8 @@ def test_it_is_within_the_budget_as_ever(tmp_path: Path) -> None:
 
 def test_a_session_follows_it(tmp_path: Path) -> None:
     with asking(tmp_path, table(2.0, 1.0)) as viaticum:
-        assert viaticum.solve("What is 2 + 3?", session="one").routes[0].pair.model == LARGE
+        allowance = Allowance(session="one")
+        assert viaticum.solve("What is 2 + 3?", allowance=allowance).routes[0].pair.model == LARGE
 
 
 @pytest.mark.parametrize(("small", "large", "wanted"), [(2.0, 1.0, LARGE), (1.0, 2.0, SMALL)])
@@ -134,6 +135,10 @@ def test_a_plan_of_several_pairs_is_timed_by_earlier_calls_of_all(tmp_path: Path
         assert len(viaticum.solve("What is 2 + 3?").routes) == 2
 
 
-def test_the_client_takes_it_as_every_other_policy(tmp_path: Path) -> None:
-    with client(tmp_path, FIVE, FIVE, budget="1", policy="cheapest:0") as viaticum, pytest.raises(InputError):
-        viaticum.derive(policy="fastest:1.5")
+def test_one_question_may_have_it_as_its_policy(tmp_path: Path) -> None:
+    with asking(tmp_path, table(2.0, 1.0), policy="cheapest:0") as viaticum:
+        assert viaticum.solve("What is 2 + 3?").routes[0].pair.model == SMALL
+        allowance = Allowance(policy="fastest:0.6")
+        assert viaticum.solve("What is 2 + 3?", allowance=allowance).routes[0].pair.model == LARGE
+    with pytest.raises(InputError):
+        Allowance(policy="fastest:1.5")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_server_batches import create, ended, jsonl, line, rows, sdk
+from openai_batches import create, ended, jsonl, line, rows, sdk
 from viaticum_server import serving, wait_until
 
 from viaticum.agents.server.line_turns import LineTurns

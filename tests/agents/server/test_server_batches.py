@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai_batches import CHAT, create, ended, jsonl, line, rows, sdk
 from openai_server import OpenAIServer, running_server, spec_for
-from viaticum_server import WORD, RunningServer, chat_body, serving, wait_until, write_catalogue
+from viaticum_server import WORD, RunningServer, serving, wait_until, write_catalogue
 
 from viaticum.agents.openai_api.batches import Line, new_batch, parse_batch_request
 from viaticum.agents.openai_api.chat import ChatCompletions
 from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.batch_lines import line_key
-from viaticum.agents.server.batch_run import ENDED
 from viaticum.agents.server.batch_runner import MAX_RUNNING
 from viaticum.agents.server.batch_store import StoredBatch
 from viaticum.catalogue import Catalogue
@@ -27,7 +27,6 @@ from viaticum.models.remote.request import load_litellm
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
-CHAT = "/v1/chat/completions"
 WORDS = "Seven times six is forty-two. The answer is 42."
 
 
@@ -55,44 +54,6 @@ def anew(far: OpenAIServer) -> None:
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     with sdk(server) as client:
         yield client
-
-
-def sdk(server: RunningServer, key: str = "any") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
-
-
-def line(custom_id: str, model: str = "fast", url: str = CHAT, **body: Any) -> dict[str, Any]:
-    return {
-        "custom_id": custom_id,
-        "method": "POST",
-        "url": url,
-        "body": {**chat_body(model), **body},
-    }
-
-
-def jsonl(*lines: dict[str, Any]) -> bytes:
-    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
-
-
-def create(client: openai.OpenAI, content: bytes, **settings: Any) -> Any:
-    file = client.files.create(file=("in.jsonl", content), purpose="batch")
-    settings = {"endpoint": CHAT, "completion_window": "24h", **settings}
-    return client.batches.create(input_file_id=file.id, **settings)
-
-
-def ended(client: openai.OpenAI, batch: Any) -> Any:
-    wait_until(lambda: client.batches.retrieve(batch.id).status in ENDED)
-    return client.batches.retrieve(batch.id)
-
-
-def rows(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
-    """The lines of a file by their custom ids, each of which stands there once."""
-    if file_id is None:
-        return {}
-    found = [json.loads(each) for each in client.files.content(file_id).text.splitlines()]
-    by_id = {each["custom_id"]: each for each in found}
-    assert len(by_id) == len(found)
-    return by_id
 
 
 def test_the_example_of_the_sdk(client: openai.OpenAI, server: RunningServer, tmp_path: Path) -> None:
