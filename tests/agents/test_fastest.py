@@ -11,7 +11,7 @@ import pytest
 from workflow_client import LARGE, SMALL, ScriptedModel
 
 from viaticum import Allowance, Pair, Viaticum
-from viaticum.agents.batch.run import run as run_batch
+from viaticum.agents.batch import run_batch
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
