@@ -101,6 +101,15 @@ def router(catalogue: Path, profiled: Path) -> Path:
     return profiled / "router"
 
 
+def test_a_routers_table_shows_seconds(router: Path) -> None:
+    text = question_of("fact").text
+    assert "seconds" in run("router", "show", router, text).splitlines()[0]
+    shown = json.loads(run("router", "show", router, text, "--json"))
+    seconds = {row["pair"].partition("+")[0]: row["seconds"] for row in shown["table"]}
+    assert seconds == pytest.approx(SECONDS)
+    assert all(each["seconds"] is not None for each in shown["plans"])
+
+
 def question_of(topic: str) -> Query:
     return next(each.query for each in training_questions() if each.columns[TOPIC] == topic)
 

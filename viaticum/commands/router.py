@@ -111,6 +111,7 @@ def show(
                 "accuracy": row.accuracy,
                 "cost": row.cost_p50,
                 "cost_p90": row.cost_p90,
+                "seconds": row.seconds,
             }
             for row in plans
         ]
@@ -119,6 +120,7 @@ def show(
             json.dumps({"trust": trust, "table": table_rows, "plans": plan_rows, "changed_models": noted})
         )
         return
+    timed = any(row.seconds is not None for row in rows)
     pairs = [
         (
             str(row.pair),
@@ -126,10 +128,12 @@ def show(
             f"{_tokens(row, row.tokens_p50)}/{_tokens(row, row.tokens_p90)}",
             format_usd(row.cost_p50),
             format_usd(row.cost_p90),
+            *(("–" if row.seconds is None else f"{row.seconds:.1f}",) if timed else ()),
         )
         for row in sorted(rows, key=lambda row: -row.accuracy)
     ]
-    print_table(("pair", "right", "tokens p50/p90", "$ p50", "$ p90"), pairs, spare=("tokens p50/p90",))
+    columns = ("pair", "right", "tokens p50/p90", "$ p50", "$ p90", *(("seconds",) if timed else ()))
+    print_table(columns, pairs, spare=("tokens p50/p90",))
     if any(row.cut_at is not None and row.tokens_p90 > row.cut_at for row in rows):
         typer.echo("~: extrapolated; so long outputs were cut where the table was made")
     typer.echo("")
