@@ -135,7 +135,7 @@ def test_the_fastest_way_that_is_right_is_asked_and_paid_for(
     assert answer["routes"][0] == f"{RIGHT[topic]}+direct"
     if len(answer["routes"]) == 1:
         assert "fastest of" in answer["route"]["why"]
-        assert answer["route"]["seconds"] == pytest.approx(SECONDS[RIGHT[topic]])
+        assert 0 < answer["route"]["seconds"] <= SECONDS[RIGHT[topic]], "of a text that ends at its limit"
     assert answer["cost_nanousd"] > 0
 
 
