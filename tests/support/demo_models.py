@@ -45,7 +45,7 @@ def write_tiny_demo(folder: Path) -> Path:
 BEST = {
     "arithmetic": (LARGE, "cot"),
     "program": (LARGE, "pot"),
-    "fact": (PAIR, "direct"),
+    "fact": (LARGE, "direct"),
     "choice": (SMALL, "direct"),
 }
 
@@ -58,12 +58,9 @@ def write_demo_router(folder: Path, catalogue: Path) -> Path:
 
     draw, rows = random.Random(0), []
     for question in training_questions():
-        for pair in [
-            *((model, strategy) for model in (SMALL, LARGE) for strategy in ("direct", "cot", "pot")),
-            (PAIR, "direct"),
-        ]:
+        for pair in [(model, strategy) for model in (SMALL, LARGE) for strategy in ("direct", "cot", "pot")]:
             right = draw.random() < (0.95 if BEST[str(question.columns[TOPIC])] == pair else 0.2)
-            longer, higher = 1 if pair[1] == "direct" else 20, 1 if pair[0] == SMALL else 2
+            cost = draw.randint(50, 90) * (1 if pair[1] == "direct" else 20) * (2 if pair[0] == LARGE else 1)
             rows.append(
                 Outcome(
                     dataset=str(question.columns[TOPIC]),
@@ -75,8 +72,8 @@ def write_demo_router(folder: Path, catalogue: Path) -> Path:
                     correct=right,
                     input_tokens=100,
                     output_tokens=50,
-                    cost_nanousd=draw.randint(50, 90) * longer * higher,
-                    seconds=0.1 * longer * higher,
+                    cost_nanousd=cost,
+                    seconds=1.0,
                     finish_reason="stop",
                 )
             )
