@@ -20,13 +20,25 @@ from rich.console import Console
 
 from viaticum.demo.authorship import AuthoredAnswer, parts_of
 from viaticum.demo.interruption import InterruptedBatch
-from viaticum.demo.questions import TOPIC, demo_questions, training_questions, waves
+from viaticum.demo.questions import (
+    ROUTER_POLICY,
+    TOPIC,
+    demo_questions,
+    router_folder,
+    shipped,
+    training_questions,
+    waves,
+)
 from viaticum.demo.screen import WIDTH, Screen
-from viaticum.demo.show import Demo, DemoSettings, sandbox_notes
+from viaticum.demo.show import WAVE, Demo, DemoSettings, sandbox_notes
 from viaticum.demo.verdict import Score, mixture_right, sign_test, verdict
 from viaticum.errors import InputError, UnknownName
 from viaticum.money import nanousd
+from viaticum.outcomes import read_outcomes
 from viaticum.questions import Question
+from viaticum.routers.query import parse_policy
+from viaticum.routers.query.choose import choose_plan
+from viaticum.routers.query.folders import load_router
 from viaticum.strategies.answers import is_right
 from viaticum.types import Answer, Query, Trace, Usage
 
@@ -45,7 +57,7 @@ def test_six_questions_of_each_kind_ship_with_answers_that_are_read_as_right() -
     assert not any(is_right("no such thing", each.accepted, each.query.kind) for each in questions)
     assert all(
         {each.columns[TOPIC] for each in wave} == {"arithmetic", "program", "fact", "choice"}
-        for wave in waves(questions, 8)
+        for wave in waves(questions, WAVE)
     )
 
 
@@ -58,6 +70,23 @@ def test_the_router_learned_from_other_questions_of_the_same_kinds() -> None:
     )
     groups = near_duplicates([each.query.text for each in [*asked, *known]])
     assert not {*groups[: len(asked)]} & {*groups[len(asked) :]}
+
+
+def test_the_shipped_router_sends_kinds_different_ways_and_knows_only_its_own_questions() -> None:
+    folder = router_folder()
+    assert folder is not None
+    known = {each.id: each.query.text for each in training_questions()}
+    outcomes = list(read_outcomes(shipped("outcomes.parquet")))
+    assert {(each.question_id, each.question) for each in outcomes} == set(known.items())
+    assert Counter(Counter(str(each.pair) for each in outcomes).values()) == {100: 9}
+    router = load_router(folder)
+    ways: dict[str, set[str]] = {}
+    for question in demo_questions():
+        chosen = choose_plan(router.plans_for(question.query), None, parse_policy(ROUTER_POLICY)).plan
+        ways.setdefault(str(question.columns[TOPIC]), set()).add(str(chosen.pairs[-1]))
+    assert "qwen2.5-coder-1.5b+direct" in ways["fact"] & ways["choice"]
+    assert "qwen2.5-coder-1.5b+pot" in ways["program"] & ways["arithmetic"]
+    assert "qwen2.5-coder-1.5b+pot" not in ways["fact"]
 
 
 # Verdict
@@ -272,7 +301,7 @@ def test_the_whole_demo_with_a_tiny_pair_in_a_pipe(tiny_demo: Path, tmp_path: Pa
     assert set(facts["authors"]["tokens"]) == {SMALL, LARGE}
     assert min(facts["authors"]["tokens"].values()) > 0
     job = facts["job"]
-    assert job["done"] == 24
+    assert job["done"] == 12
     assert job["paid_twice"] == 0
     assert job["findings"] == []
     assert 0 < job["spent_nanousd"] <= job["limit_nanousd"]

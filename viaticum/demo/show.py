@@ -19,7 +19,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.demo.authorship import write_together
 from viaticum.demo.interruption import InterruptedBatch
 from viaticum.demo.lanes import BUDGET_PARTS, Lane, LaneAnswer, open_lanes, run_lanes
-from viaticum.demo.questions import PAIR, TOPIC, router_folder, waves
+from viaticum.demo.questions import PAIR, ROUTER_POLICY, TOPIC, router_folder, waves
 from viaticum.demo.screen import Screen, open_in_browser
 from viaticum.demo.verdict import Score, verdict
 from viaticum.errors import InputError, MissingExtra, SandboxError, WeightsError, one_line
@@ -36,9 +36,10 @@ from viaticum.weights import locate
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
 
-WAVE = 8  # questions that a lane answers at once, before the next lane has its turn
-MAX_TOKENS = 256  # of an answer in every lane: a text that goes round in circles keeps a whole wave waiting
-SHORT = 0.5  # money of the interrupted job, as a share of what the routed lane spent
+WAVE = 12  # questions that a lane answers at once, before the next lane has its turn
+SLOTS = 2 * WAVE  # so that the examples of one lane's strategies outlive the turns of the others
+MAX_TOKENS = 160  # of an answer in every lane: a text that goes round in circles keeps a whole wave waiting
+SHORT = 0.5  # money of the interrupted job, as a share of what the routed lane spent on its questions
 LANES_ENDED = "calls under way were ended and settled"
 WARM_UP = Query("How many legs do six spiders have together?", "number")
 
@@ -122,6 +123,12 @@ class Demo:
         self._began = time.perf_counter()
         self._ended = LANES_ENDED  # what an interrupt means for calls under way
 
+    @property
+    def policy(self) -> str:
+        """Of the routed lane: the given one, that of the shipped router, or the usual one."""
+        shipped = self.settings.router is not None and self.settings.router == router_folder()
+        return self.settings.policy or (ROUTER_POLICY if shipped else DEFAULT_POLICY)
+
     def run(self) -> None:
         """Show all parts.
 
@@ -193,9 +200,9 @@ class Demo:
             folder=self.settings.folder,
             catalogue=self.catalogue,
             router=self.settings.router,
-            policy=self.settings.policy or DEFAULT_POLICY,
+            policy=self.policy,
             concurrency=WAVE,
-            slots=WAVE,
+            slots=SLOTS,
             generation=GenerationSettings(max_new_tokens=MAX_TOKENS),
         )
 
@@ -216,8 +223,7 @@ class Demo:
             screen.line(f"router: {row.origin}; other kinds of questions it does not know")
         else:
             screen.line(f"router: {self.settings.router}, fitted on outcomes of other questions", wrap=False)
-        if self.settings.policy is not None:
-            screen.line(f"policy: {self.settings.policy}")
+        screen.line(f"policy: {self.policy}")
         for note in sandbox_notes():
             screen.line(note, "yellow")
 
@@ -259,15 +265,19 @@ class Demo:
     # A job that is killed
 
     def _show_interruption(self) -> None:
-        limit = round(SHORT * self.facts["lanes"][-1]["cost_nanousd"])
+        asked = self.settings.questions[:WAVE]
+        costs = {each["id"]: each["cost_nanousd"] for each in self.facts["lanes"][-1]["answers"]}
+        limit = round(SHORT * sum(costs.get(each.id, 0) for each in asked))
         if limit <= 0:
             self.screen.line("Routing spent nothing, so there is no half of it for a job to run short of.")
             return
         folder = self.settings.folder
         batch = InterruptedBatch(
-            self._write_questions(), folder, self.settings.ledger, limit, self._batch_options()
+            self._write_questions(asked), folder, self.settings.ledger, limit, self._batch_options()
         )
-        self.screen.heading(f"The same questions for half of that, {format_usd(limit)}: killed, resumed")
+        self.screen.heading(
+            f"{len(asked)} of them for half of what they took, {format_usd(limit)}: killed, resumed"
+        )
         self.screen.line(f"$ {shlex.join(batch.command)}", "dim", wrap=False)
         self._ended = "the job was killed; calls under way stay held until their leases end"
         try:
@@ -290,7 +300,7 @@ class Demo:
             **{name: found.figures[name] for name in ("done", "right", "graded", "skipped", "failed")},
         }
 
-    def _write_questions(self) -> Path:
+    def _write_questions(self, asked: Sequence[Question]) -> Path:
         path = self.settings.folder / "questions.jsonl"
         write_jsonl(
             path,
@@ -302,7 +312,7 @@ class Demo:
                     "kind": each.query.kind,
                     **each.columns,
                 }
-                for each in self.settings.questions
+                for each in asked
             ],
         )
         return path
