@@ -56,7 +56,7 @@ def test_a_call_counts_in_its_scope_and_in_all_above(ledger: Ledger) -> None:
 def test_new_posts_are_those_after_the_heads_of_before(ledger: Ledger) -> None:
     ledger.create("org", limit_nanousd=10_000)
     ledger.create("run", parent="org")
-    ledger.create("empty")
+    ledger.create("empty", limit_nanousd=10_000)
 
     def new(heads: dict[str, tuple[int, str]]) -> tuple[list[str | None], dict[str, tuple[int, str]] | None]:
         found: list[str | None] = []
