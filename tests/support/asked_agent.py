@@ -25,7 +25,7 @@ from langgraph.types import Command
 from viaticum.agents.integrations.middleware import BudgetMiddleware
 
 PRICES = {"worker": (10, 20), "small": (1, 2)}
-SECONDS = 0.5
+SECONDS = 2.0
 
 
 @tool
@@ -38,7 +38,7 @@ def nap() -> str:
 class Mortal(Fake):
     def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
         if os.environ.get("DIE") == self.model:
-            time.sleep(1.0)  # LangGraph writes what the person answered beside the step
+            time.sleep(0.5)  # LangGraph writes what the person answered beside the step
             os._exit(9)
         return super()._generate(*args, **kwargs)
 
