@@ -11,7 +11,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ from viaticum.decoders.cost import CostModel
 from viaticum.decoders.decoding_mode import HandoffStats
 from viaticum.errors import DataError, PromptTooLong, UnknownPrice
 from viaticum.models.base import Generation
-from viaticum.models.decoding_modes import PairCosts, costs_path, thorough_costs
+from viaticum.models.decoding_modes import PairCosts, costs_path, in_measured_modes, thorough_costs
 from viaticum.models.local import LocalModels
 from viaticum.outcomes import read_outcomes
 from viaticum.questions import Question, read_questions
@@ -97,8 +96,8 @@ def test_a_pair_decodes_in_the_mode_that_is_fastest_here(
     }
     assert written["tiny-large"].text != written["tiny-pair"].text, "else nothing can be told apart"
 
-    def writes(mode: Literal["routed"] | None = None) -> Completion:
-        return LocalModels(auto, mode=mode).model("tiny-pair").generate(CHAT, Generation(40))
+    def writes(catalogue: Catalogue = auto) -> Completion:
+        return LocalModels(catalogue).model("tiny-pair").generate(CHAT, Generation(40))
 
     def keep(small: float, large: float) -> None:
         """Times of calls of the two models, whatever they read."""
@@ -116,7 +115,8 @@ def test_a_pair_decodes_in_the_mode_that_is_fastest_here(
     alone = writes()
     assert alone.text == written["tiny-large"].text
     assert set(alone.usage.models) == {"tiny-large"}, "nothing is paid for a model that was not asked"
-    assert writes("routed").text == written["tiny-pair"].text, "asked for"
+    assert writes(in_measured_modes(auto)).text == written["tiny-pair"].text, "as outcomes are measured"
+    assert in_measured_modes(auto, ["another"])["tiny-pair"].mode is None
     keep(small=0.01, large=5.0)
     assert set(writes().usage.models) == {"tiny-small", "tiny-large"}
     keep(small=5.0, large=0.1)

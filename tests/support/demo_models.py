@@ -45,9 +45,15 @@ def write_tiny_demo(folder: Path) -> Path:
 BEST = {
     "arithmetic": (LARGE, "cot"),
     "program": (LARGE, "pot"),
-    "fact": (LARGE, "direct"),
+    "fact": (PAIR, "direct"),
     "choice": (SMALL, "direct"),
 }
+
+
+WAYS = [
+    *((model, strategy) for model in (SMALL, LARGE) for strategy in ("direct", "cot", "pot")),
+    (PAIR, "direct"),
+]
 
 
 def write_demo_router(folder: Path, catalogue: Path) -> Path:
@@ -58,9 +64,9 @@ def write_demo_router(folder: Path, catalogue: Path) -> Path:
 
     draw, rows = random.Random(0), []
     for question in training_questions():
-        for pair in [(model, strategy) for model in (SMALL, LARGE) for strategy in ("direct", "cot", "pot")]:
-            right = draw.random() < (0.95 if BEST[str(question.columns[TOPIC])] == pair else 0.2)
-            cost = draw.randint(50, 90) * (1 if pair[1] == "direct" else 20) * (2 if pair[0] == LARGE else 1)
+        for pair in WAYS:
+            right = draw.random() < (0.98 if BEST[str(question.columns[TOPIC])] == pair else 0.05)
+            factor = (1 if pair[1] == "direct" else 20) * (1 if pair[0] == SMALL else 2)
             rows.append(
                 Outcome(
                     dataset=str(question.columns[TOPIC]),
@@ -72,8 +78,8 @@ def write_demo_router(folder: Path, catalogue: Path) -> Path:
                     correct=right,
                     input_tokens=100,
                     output_tokens=50,
-                    cost_nanousd=cost,
-                    seconds=1.0,
+                    cost_nanousd=draw.randint(50, 90) * factor,
+                    seconds=0.1 * factor,
                     finish_reason="stop",
                 )
             )

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from demo_models import LARGE, SMALL, write_demo_router, write_scripted_demo, write_tiny_demo
+from demo_models import LARGE, PAIR, SMALL, write_demo_router, write_scripted_demo, write_tiny_demo
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -272,7 +272,7 @@ def test_the_whole_demo_with_a_tiny_pair_in_a_pipe(tiny_demo: Path, tmp_path: Pa
     done = subprocess.run(
         command(
             *("--out", str(tmp_path / "out"), "--catalogue", str(tiny_demo), "--router", str(router)),
-            *("--policy", "within:0.01"),
+            *("--policy", "fastest:0.4"),
         ),
         capture_output=True,
         text=True,
@@ -294,9 +294,11 @@ def test_the_whole_demo_with_a_tiny_pair_in_a_pipe(tiny_demo: Path, tmp_path: Pa
         assert lane["seconds"] > 0
     assert {route for each in small["answers"] for route in each["routes"]} == {f"{SMALL}+cot"}
     assert {route for each in large["answers"] for route in each["routes"]} == {f"{LARGE}+cot"}
-    assert len({each["routes"][0] for each in routed["answers"] if each["routes"]}) > 1, "all went one way"
-    assert "policy: within:0.01" in lines
-    assert "--policy within:0.01" in done.stdout
+    routes = {each["routes"][0] for each in routed["answers"] if each["routes"]}
+    assert len(routes) > 1, "all went one way"
+    assert f"{PAIR}+direct" in routes, "a pair of models is a way like any other"
+    assert "policy: fastest:0.4" in lines
+    assert "--policy fastest:0.4" in done.stdout
     assert facts["verdict"][0].startswith("Routing ")
     assert set(facts["authors"]["tokens"]) == {SMALL, LARGE}
     assert min(facts["authors"]["tokens"].values()) > 0

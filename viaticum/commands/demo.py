@@ -29,13 +29,13 @@ def demo(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Of the routed lane: within:DISTANCE, best, cheapest:ACCURACY, fastest:ACCURACY or "
-            "weighted:PER_DOLLAR. [default: within:0.01, and paced for the job]"
+            help="Of the routed lane and the job: within:DISTANCE, best, cheapest:ACCURACY, fastest:ACCURACY "
+            "or weighted:PER_DOLLAR; by default that of the router that ships, and paced for the job."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder for ledger, results and report. [default: one beside your ledger]"),
+        typer.Option(help="The folder for ledger, results and report; by default one beside your ledger."),
     ] = None,
     catalogue: CatalogueFile = None,
 ) -> None:
