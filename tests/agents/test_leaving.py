@@ -37,8 +37,8 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
     },
 }
-SOON = 8.0  # seconds, on a machine that does other things too; the server stays silent for longer
-NEVER = 60.0
+SOON = 60.0  # seconds, on a machine that does other things too; the server stays silent for longer
+NEVER = 200.0
 PHASES = ("silent", "mute", "comments", "thinks", "arguments")
 
 
@@ -76,8 +76,8 @@ def test_a_stream_that_is_closed_closes_the_connection_in_every_phase(
     shown = next(events)
     while not server.requests or (phase == "thinks" and not isinstance(shown, ThinkingDelta)):
         shown = next(events)
-    if phase != "thinks":
-        time.sleep(0.5)
+    for _ in range(0 if phase == "thinks" else 10):
+        time.sleep(0.1)
         assert next(events) == "", "nothing to show, and a chance to leave"
     events.close()  # type: ignore[attr-defined]
     assert server.hung_up.wait(SOON)

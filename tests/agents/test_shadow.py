@@ -59,7 +59,7 @@ def opened(folder: Path, shadow: ShadowSampling | None = ALL, **settings: Any) -
 def test_questions_are_asked_again_and_pay_from_a_budget_of_their_own(tmp_path: Path) -> None:
     with opened(tmp_path) as viaticum:
         answers = [viaticum.solve(question(number), kind="number") for number in (3, 4)]
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
         live, shadow = viaticum.budget(), viaticum.ledger.budget("live-shadow")
         assert viaticum.ledger.check() == []
     assert [str(answer.routes[-1].pair) for answer in answers] == [str(CHEAP), str(CHEAP)]
@@ -82,7 +82,7 @@ def test_which_questions_are_sampled_depends_on_their_ids_alone(tmp_path: Path) 
             for name in names:
                 viaticum.solve(question(3), thread_id=name)
                 viaticum.solve(question(3), thread_id=name)  # from its checkpoint: no second sample
-            assert viaticum.wait_for_shadows(30)
+            assert viaticum.wait_for_shadows(120)
     found = [[each.id for each in read_samples(tmp_path / folder / SHADOWS)] for folder in ("one", "two")]
     assert sorted(found[0]) == sorted(found[1]) == sorted(filter(some.is_sampled, names))
     assert 4 <= len(found[0]) <= 20
@@ -107,7 +107,7 @@ def test_a_budget_that_is_used_up_ends_the_sampling_and_not_the_answers(tmp_path
     with opened(tmp_path, ShadowSampling("expensive", 1.0, "0.0012")) as viaticum:
         for number in range(6):
             assert viaticum.solve(question(number)).text
-            assert viaticum.wait_for_shadows(30)
+            assert viaticum.wait_for_shadows(120)
         shadow = viaticum.ledger.budget("live-shadow")
         assert viaticum.ledger.overruns == {}
     assert shadow.posted_nanousd <= 1_200_000
@@ -125,13 +125,13 @@ def test_the_answer_does_not_wait_and_closing_settles_what_is_in_progress(tmp_pa
         return " ".join(["word"] * 500)
 
     given = models()
-    given["expensive"] = ScriptedModel(slow, spec=given["expensive"].spec, pause=0.05)
+    given["expensive"] = ScriptedModel(slow, spec=given["expensive"].spec, pause=0.2)
     shadow = ShadowSampling("expensive", 1.0, "1", wait_seconds=0)
     with opened(tmp_path, shadow, models=given) as viaticum:
         before = time.monotonic()
         viaticum.solve(question(3))
-        assert time.monotonic() - before < 20  # the shadow call takes 25
-        assert begun.wait(30)
+        assert time.monotonic() - before < 60  # the shadow call takes 100
+        assert begun.wait(120)
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert sample.reason == "the process ended"
     with Ledger(tmp_path / "ledger.db") as ledger:
@@ -147,7 +147,7 @@ def test_draining_ends_the_shadow_calls_too(tmp_path: Path) -> None:
     with opened(tmp_path, shadow, models=given) as viaticum:
         viaticum.solve(question(3))
         wait_until(lambda: any(viaticum.ledger.holds("live-shadow", "dispatched")))
-        assert viaticum.drain(30)
+        assert viaticum.drain(60)
         assert not list(viaticum.ledger.holds("live-shadow", "dispatched"))
 
 
@@ -156,7 +156,7 @@ def test_a_model_that_fails_is_recorded_and_the_answer_stands(tmp_path: Path) ->
     given["expensive"] = ScriptedModel(ModelError("it broke"), spec=given["expensive"].spec)
     with opened(tmp_path, models=given) as viaticum:
         assert viaticum.solve(question(3)).value == "5"
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
         assert viaticum.ledger.budget("live-shadow").held_nanousd == 0
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert sample.shadow is None
@@ -171,7 +171,7 @@ def test_a_call_that_would_be_the_same_is_compared_only_where_others_would_be(
     shadow = ShadowSampling("expensive", 1.0, "0.01" if fits else "0.0001")
     with opened(tmp_path, shadow, policy="best") as viaticum:
         viaticum.solve(question(3))
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert (sample.shadow is not None, "live-shadow" in sample.reason) == (fits, not fits)
 
@@ -191,7 +191,7 @@ def test_draining_takes_no_longer_than_it_may(tmp_path: Path) -> None:
     goes_on = threading.Event()
 
     def silent(messages: Sequence[Message], generation: Generation) -> str:
-        goes_on.wait(30)  # a model that cannot be ended
+        goes_on.wait(120)  # a model that cannot be ended
         return "The answer is 5."
 
     given = models(expensive=silent)
@@ -200,7 +200,7 @@ def test_draining_takes_no_longer_than_it_may(tmp_path: Path) -> None:
         wait_until(lambda: bool(given["expensive"].calls))
         before = time.monotonic()
         assert viaticum.drain(1.0)
-        assert time.monotonic() - before < 10
+        assert time.monotonic() - before < 60
         goes_on.set()
     with Ledger(tmp_path / "ledger.db") as ledger:
         assert [hold.state for hold in ledger.holds("live-shadow")] == ["posted"]
@@ -213,7 +213,7 @@ def test_the_judge_is_ended_too(tmp_path: Path) -> None:
         viaticum.solve(question(4), kind="number")
         wait_until(lambda: bool(given["judge"].calls))
         before = time.monotonic()
-    assert time.monotonic() - before < 30  # a verdict takes 100
+    assert time.monotonic() - before < 60  # a verdict takes 100
     assert len(given["judge"].calls) == 1
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert (sample.equal, sample.by) == (False, "")
@@ -235,7 +235,7 @@ def test_a_local_model_is_not_asked_while_a_chat_is_in_progress(tmp_path: Path, 
         assert not viaticum.wait_for_shadows(0.5)
         assert given["expensive"].calls == []
         assert list(chat)
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
     assert len(given["expensive"].calls) == 1
 
 
@@ -258,7 +258,7 @@ def test_a_question_goes_nowhere_that_its_data_may_not(tmp_path: Path, restricts
     allowance = {"question": Allowance(only="near"), "its budget": Allowance(budget="patients")}
     with opened(tmp_path, **settings) as viaticum:
         viaticum.solve(question(3), allowance=allowance.get(restricts))
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
     assert given["expensive"].calls == []
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert "near" in sample.reason
@@ -269,7 +269,7 @@ def test_the_judge_is_restricted_too(tmp_path: Path) -> None:
     with opened(tmp_path, ShadowSampling("expensive", 1.0, "1", judge="judge"), models=given) as viaticum:
         viaticum.ledger.create("patients", parent="live", only="near")
         viaticum.solve(question(4), kind="number", allowance=Allowance(budget="patients"))
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
     assert given["judge"].calls == []
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert (sample.equal, sample.by) == (False, "")
@@ -278,7 +278,7 @@ def test_the_judge_is_restricted_too(tmp_path: Path) -> None:
 def test_a_call_that_would_be_the_same_is_not_paid_twice(tmp_path: Path) -> None:
     with opened(tmp_path, policy="best") as viaticum:
         answer = viaticum.solve(question(3))
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
         assert viaticum.ledger.budget("live-shadow").posted_nanousd == 0
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert sample.equal
@@ -295,7 +295,7 @@ def test_a_judge_decides_between_different_answers_alone(tmp_path: Path) -> None
     with opened(tmp_path, ShadowSampling("expensive", 1.0, "1", judge="judge"), models=given) as viaticum:
         for number in (3, 4):
             viaticum.solve(question(number), kind="number")
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
         assert viaticum.ledger.check() == []
     assert len(given["judge"].calls) == 2
     samples = {each.question_id: each for each in read_samples(tmp_path / SHADOWS)}
@@ -328,7 +328,7 @@ def test_the_server_samples_what_it_routes_and_nothing_that_is_named(tmp_path: P
         assert server.http.post("/v1/messages", json=asked).status_code == 200
         said = {"model": "auto", "input": chat_body()["messages"][0]["content"], "store": False}
         assert server.http.post("/v1/responses", json=said).status_code == 200
-        assert server.client.wait_for_shadows(30)
+        assert server.client.wait_for_shadows(120)
         server.assert_settled()
         assert server.client.ledger.budget("serve-shadow").posted_nanousd > 0
     samples = read_samples(tmp_path / SHADOWS)
@@ -357,7 +357,7 @@ def test_a_chat_with_tools_is_compared_by_what_it_costs_and_calls(tmp_path: Path
                 request = CompletionRequest("auto", asked, "live", f"k{number}", extra=extra)
                 *_, last = complete(viaticum, request, CancellationToken())
                 assert last.routes == ("near",)  # type: ignore[union-attr]
-                assert viaticum.wait_for_shadows(30)
+                assert viaticum.wait_for_shadows(120)
             assert viaticum.ledger.check() == []
             spent = viaticum.ledger.budget("live-shadow").posted_nanousd
         assert (len(near.requests), len(far.requests)) == (2, 2)
@@ -380,7 +380,7 @@ def test_a_chat_is_asked_again_only_within_the_budget(tmp_path: Path, model: str
             asked: Any = [{"role": "user", "content": "hi"}]
             request = CompletionRequest("auto", asked, viaticum.budget_name, "k", extra={"tools": [tool]})
             list(complete(viaticum, request, CancellationToken()))
-            assert viaticum.wait_for_shadows(30)
+            assert viaticum.wait_for_shadows(120)
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert (sample.shadow, "-shadow" in sample.reason) == (None, True)
 
@@ -400,7 +400,7 @@ def test_a_chat_that_is_asked_again_ends_with_the_client(tmp_path: Path) -> None
             list(complete(viaticum, request, CancellationToken()))
             wait_until(lambda: bool(far.requests))
             before, scope = time.monotonic(), f"{viaticum.budget_name}-shadow"
-        assert time.monotonic() - before < 20  # the chat takes longer
+        assert time.monotonic() - before < 60  # the chat takes 100
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert sample.reason == "the process ended"
     with Ledger(tmp_path / "ledger.db") as ledger:
@@ -418,7 +418,7 @@ def test_a_chat_goes_nowhere_that_its_budget_may_not(tmp_path: Path) -> None:
             asked: Any = [{"role": "user", "content": "hi"}]
             request = CompletionRequest("auto", asked, "patients", "k", extra={"tools": [tool]})
             list(complete(viaticum, request, CancellationToken()))
-            assert viaticum.wait_for_shadows(30)
+            assert viaticum.wait_for_shadows(120)
         assert (len(near.requests), len(far.requests)) == (1, 0)
     (sample,) = read_samples(tmp_path / SHADOWS)
     assert "near" in sample.reason
@@ -517,7 +517,7 @@ def test_feedback_counts_for_the_worse(tmp_path: Path) -> None:
         for number in (4, 6, 3):
             answer = viaticum.solve(question(number), kind="number")
             viaticum.feedback(question(number), answer, answer.value == str(number + 2))
-        assert viaticum.wait_for_shadows(30)
+        assert viaticum.wait_for_shadows(120)
     (found,) = read_shadow_numbers(tmp_path / SHADOWS)
     assert (found.won, found.lost, dict(found.by)) == (0, 2, {"feedback": 2, "agreement": 1})
 

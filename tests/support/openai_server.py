@@ -81,7 +81,7 @@ class OpenAIServer:
             status, headers, message = behaviour
             return error(status, message, headers=headers)
         if behaviour == "silent":
-            for _ in range(200):
+            for _ in range(2400):  # two minutes
                 if await request.is_disconnected():
                     self.hung_up.set()
                     break
@@ -329,7 +329,7 @@ def served(app: Starlette) -> Iterator[int]:
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         listener.close()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from viaticum import FakeRouter, Viaticum
 from viaticum.agents.responses_api.store import ResponseStore
@@ -80,11 +81,23 @@ def chat_body(model: str = "fast", **body: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "What is 6 times 7?"}], **body}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def hold_back(model: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let calls of a model write nothing until the event is set."""
+    go_on, stream = threading.Event(), model.stream
+
+    def held(messages: Any, generation: Any) -> Iterator[Any]:
+        assert go_on.wait(120)
+        yield from stream(messages, generation)
+
+    monkeypatch.setattr(model, "stream", held)
+    return go_on
 
 
 @contextmanager
@@ -130,13 +143,13 @@ def serving(
         server = Server(service, grace=grace, on_ready=ready.set)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        assert ready.wait(30)
+        assert ready.wait(120)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with httpx.Client(base_url=url, timeout=60) as http:
+        with httpx.Client(base_url=url, timeout=120) as http:
             try:
                 yield RunningServer(url, http, client, service, server, keys)
             finally:
                 server.stop()
-                thread.join(60)
+                thread.join(120)
                 service.close()
                 assert not thread.is_alive()

@@ -30,7 +30,7 @@ class Receiver:
 
     def wait_for(self, count: int) -> None:
         with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.received) >= count, 20), self.received
+            assert self.arrived.wait_for(lambda: len(self.received) >= count, 120), self.received
 
 
 @contextmanager
@@ -42,9 +42,9 @@ def receiving() -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["content-length"]))
             with receiver.arrived:
                 status = receiver.statuses.pop(0) if receiver.statuses else 204
+                receiver.received.append(({name.lower(): text for name, text in self.headers.items()}, body))
                 self.send_response(status)
                 self.end_headers()
-                receiver.received.append(({name.lower(): text for name, text in self.headers.items()}, body))
                 receiver.arrived.notify_all()
 
         def log_message(self, *_: object) -> None:

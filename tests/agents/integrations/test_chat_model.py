@@ -135,14 +135,15 @@ def test_an_early_end_is_charged_for_what_was_written(chat: ChatViaticum) -> Non
 async def test_a_cancelled_task_is_charged_for_what_was_written(
     chat: ChatViaticum, scripted: ScriptedModel
 ) -> None:
-    scripted.script, scripted.pause = "a b c d e f g h i j", 0.05
+    scripted.script, scripted.pause = "a b c d e f g h i j", 0.5
+    begun = asyncio.Event()
 
     async def read() -> None:
         async for _ in chat.astream("one two"):
-            pass
+            begun.set()
 
     task = asyncio.create_task(read())
-    await asyncio.sleep(0.2)
+    await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -359,8 +360,8 @@ def test_a_remote_model_through_the_door(server: OpenAIServer, tmp_path: Path) -
         chat.bind_tools([halved]).invoke("hello")
         assert server.requests[-1]["tools"][0]["function"]["description"] == "half of \ufffd"
         server.script = ["silent"]
-        with pytest.raises(ModelError, match=r"said nothing for 0\.3 s"):
-            chat.model_copy(update={"timeout": 0.3}).invoke("hello")
+        with pytest.raises(ModelError, match=r"said nothing for 1\.5 s"):
+            chat.model_copy(update={"timeout": 1.5}).invoke("hello")
         assert len(server.requests) == 7
         assert chat._client().ledger.check() == []
     with (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -24,15 +25,35 @@ from viaticum.agents.integrations.run_deadlines import RunDeadlines
 from viaticum.budgets import Ledger
 from viaticum.errors import DeadlineExceeded, DecisionNeeded
 
+class FakeTime:
+    """Time that goes on only when a test lets it: also what the ledger notes of calls."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def utc(self) -> datetime:
+        return datetime.fromtimestamp(self.now, UTC)
+
+
 PRICES = {"worker": (10, 20), "small": (1, 2), "slow": (1, 2), "quick": (1, 2)}
 
 
 class Slow(Fake):
-    """Calls a tool for ever; a call takes `seconds`, or until `freed` is set, sync and async."""
+    """Calls a tool for ever; a call takes `seconds`, or until `freed` is set, sync and async.
+
+    clock: whose time it takes; None for real time.
+    """
 
     model: str = "worker"
     seconds: float = 0.0
     freed: Any = None
+    clock: Any = None
     messages: Any = ()
 
     def _generate(
@@ -44,14 +65,17 @@ class Slow(Fake):
     async def _agenerate(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        await asyncio.sleep(self.seconds)
+        if self.clock is not None:
+            self.clock.sleep(self.seconds)
+        else:
+            await asyncio.sleep(self.seconds)
         return self._result(kwargs)
 
     def _wait(self) -> None:
         if self.freed is not None:
             self.freed.wait(self.seconds)
         else:
-            time.sleep(self.seconds)
+            (self.clock or time).sleep(self.seconds)
 
     def _result(self, kwargs: Any) -> ChatResult:
         self.settings.append(kwargs)
@@ -62,8 +86,17 @@ class Slow(Fake):
 
 
 @pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    with Ledger("memory:") as ledger:
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """The time of deadlines and of the ledger: tests of them need no luck."""
+    found = FakeTime()
+    for module in ("agents.workflow.deadlines", "agents.integrations.run_deadlines"):
+        monkeypatch.setattr(f"viaticum.{module}.time", found)
+    return found
+
+
+@pytest.fixture
+def ledger(clock: FakeTime) -> Iterator[Ledger]:
+    with Ledger("memory:", clock=clock.utc) as ledger:
         yield ledger
         assert ledger.check() == []
         assert all(budget.held_nanousd == 0 for budget in ledger.budgets())
@@ -82,10 +115,11 @@ def middleware(ledger: Ledger, **settings: Any) -> BudgetMiddleware:
 
 
 @both
-async def test_a_run_that_is_too_long_wraps_up_in_time(ledger: Ledger, way: str) -> None:
+async def test_a_run_that_is_too_long_wraps_up_in_time(ledger: Ledger, clock: FakeTime, way: str) -> None:
     """Steps go on until a tenth of the time is left, which is the last call's."""
-    worker, small = Slow(seconds=0.1, settings=[]), fake(says("So far: 3"), model="small")
-    budget = middleware(ledger, max_seconds=2.0, cheaper=[small])
+    worker = Slow(seconds=100.0, clock=clock, settings=[])
+    small = fake(says("So far: 3"), model="small")
+    budget = middleware(ledger, max_seconds=2000.0, cheaper=[small])
     messages = await run(create_agent(worker, [add], middleware=[budget]), way)
     assert len(worker.settings) > 2
     assert messages[-1].content == "So far: 3"
@@ -101,7 +135,7 @@ async def test_a_call_in_progress_is_left_and_charged_for_what_it_held(
     budget = middleware(ledger, max_seconds=1.0, cheaper=[small])
     began = time.monotonic()
     messages = await run(create_agent(worker, [add], middleware=[budget]), way)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 50
     assert messages[-1].content == "Nothing yet"
     posts = [entry for entry in ledger.entries(budget.budget_name) if entry.kind == "post"]
     assert [entry.note["usage"] for entry in posts] == ["missing", "reported"]
@@ -127,10 +161,12 @@ async def test_a_last_call_that_is_too_slow_ends_in_words(ledger: Ledger, freed:
 
 
 @both
-async def test_a_quicker_model_goes_on_where_the_agent_s_own_takes_too_long(ledger: Ledger, way: str) -> None:
+async def test_a_quicker_model_goes_on_where_the_agent_s_own_takes_too_long(
+    ledger: Ledger, clock: FakeTime, way: str
+) -> None:
     """By what calls of this budget took before: the worker's more than what is left."""
-    worker = Slow(seconds=0.4, settings=[])
-    quick = Slow(model="quick", settings=[])
+    worker = Slow(seconds=400.0, clock=clock, settings=[])
+    quick = Slow(model="quick", seconds=20.0, clock=clock, settings=[])
     first = middleware(ledger, budget_name="agent", on_cap="stop")
     for model, calls in ((worker, 5), (quick, 5)):
         for _ in range(calls):
@@ -145,11 +181,11 @@ async def test_a_quicker_model_goes_on_where_the_agent_s_own_takes_too_long(ledg
         ledger=ledger,
         budget_name="agent",
         max_tokens=100,
-        max_seconds=0.35,
+        max_seconds=350.0,
         on_cap="cheaper",
         cheaper=[quick],
     )
-    assert budget.seconds_of(worker).p50 == pytest.approx(0.4, rel=0.5)  # type: ignore[union-attr]
+    assert budget.seconds_of(worker).p50 == pytest.approx(400.0, rel=0.5)  # type: ignore[union-attr]
     await run(create_agent(worker, [add], middleware=[budget]), way, config={"recursion_limit": 1000})
     assert worker.settings == []
     assert len(quick.settings) > 1
@@ -161,23 +197,25 @@ def first_count() -> Any:
     return TokenCount(100, 10)
 
 
-async def test_a_person_gives_the_run_its_time_once_more(ledger: Ledger) -> None:
+async def test_a_person_gives_the_run_its_time_once_more(ledger: Ledger, clock: FakeTime) -> None:
     worker = fake(says("thinking", call(1, a=1, b=2)), says("done"), model="worker")
-    budget = middleware(ledger, max_seconds=0.2, on_cap="ask")
-    agent = create_agent(worker, [nap], middleware=[budget], checkpointer=InMemorySaver())
+    budget = middleware(ledger, max_seconds=200.0, on_cap="ask")
+    agent = create_agent(worker, [nap(clock)], middleware=[budget], checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "t"}}
     out = agent.invoke({"messages": [("user", "go")]}, config)
     asked = out["__interrupt__"][0].value
-    assert (asked["unit"], asked["options"][0]) == ("seconds", {"do": "raise", "by_seconds": 0.2})
+    assert (asked["unit"], asked["options"][0]) == ("seconds", {"do": "raise", "by_seconds": 200.0})
     out = agent.invoke(Command(resume="raise"), config)
     assert out["messages"][-1].content == "done"
 
 
-@pytest.mark.parametrize("answer", [{"do": "raise", "by_seconds": 0.2}, {"do": "raise", "by_seconds": 30}])
-async def test_a_person_says_how_many_seconds(ledger: Ledger, answer: dict[str, Any]) -> None:
+@pytest.mark.parametrize("answer", [{"do": "raise", "by_seconds": 200}, {"do": "raise", "by_seconds": 30}])
+async def test_a_person_says_how_many_seconds(
+    ledger: Ledger, clock: FakeTime, answer: dict[str, Any]
+) -> None:
     worker = fake(says("thinking", call(1, a=1, b=2)), says("done"), model="worker")
-    budget = middleware(ledger, max_seconds=0.2, on_cap="ask")
-    agent = create_agent(worker, [nap], middleware=[budget], checkpointer=InMemorySaver())
+    budget = middleware(ledger, max_seconds=200.0, on_cap="ask")
+    agent = create_agent(worker, [nap(clock)], middleware=[budget], checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "t"}}
     agent.invoke({"messages": [("user", "go")]}, config)
     for wrong in ({"do": "raise", "by": "0.05"}, {"do": "raise", "by_seconds": -1}):
@@ -187,51 +225,55 @@ async def test_a_person_says_how_many_seconds(ledger: Ledger, answer: dict[str, 
     assert out["messages"][-1].content == "done"
 
 
-async def test_the_time_of_a_run_stands_still_while_a_person_is_asked_about_money(ledger: Ledger) -> None:
+async def test_the_time_of_a_run_stands_still_while_a_person_is_asked_about_money(
+    ledger: Ledger, clock: FakeTime
+) -> None:
     worker = fake(says("done"), model="worker")
-    given: dict[str, Any] = {"ledger": ledger, "budget_name": "short", "max_seconds": 0.5, "on_cap": "ask"}
+    given: dict[str, Any] = {"ledger": ledger, "budget_name": "short", "max_seconds": 50.0, "on_cap": "ask"}
     budget = BudgetMiddleware("0.000000001", prices=PRICES, max_tokens=100, **given)
     agent = create_agent(worker, [], middleware=[budget], checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "t"}}
     out = agent.invoke({"messages": [("user", "go")]}, config)
     assert out["__interrupt__"][0].value["unit"] == "nanousd"
-    time.sleep(0.7)
+    clock.sleep(70.0)
     out = agent.invoke(Command(resume="raise"), config)
     assert out["messages"][-1].content == "done", "the decision was about money, and is carried out"
     assert (ledger.budget("short").limit_nanousd or 0) > 1
 
 
-async def test_without_a_checkpointer_the_question_is_an_error(ledger: Ledger) -> None:
+async def test_without_a_checkpointer_the_question_is_an_error(ledger: Ledger, clock: FakeTime) -> None:
     worker = fake(says("thinking", call(1, a=1, b=2)), model="worker")
-    budget = middleware(ledger, max_seconds=0.2, on_cap="ask")
+    budget = middleware(ledger, max_seconds=200.0, on_cap="ask")
     with pytest.raises(DecisionNeeded, match="are over"):
-        await run(create_agent(worker, [nap], middleware=[budget]), "sync")
+        await run(create_agent(worker, [nap(clock)], middleware=[budget]), "sync")
 
 
-def nap(a: int, b: int) -> int:
-    """Take a while."""
-    time.sleep(0.3)
-    return a + b
+def nap(clock: FakeTime) -> Callable[[int, int], int]:
+    """A tool that takes longer than a run may."""
+
+    def add(a: int, b: int) -> int:
+        """Add two numbers, in a while."""
+        clock.sleep(300.0)
+        return a + b
+
+    return add
 
 
-nap.__name__ = "add"
-
-
-async def test_the_router_heeds_what_is_left(ledger: Ledger) -> None:
+async def test_the_router_heeds_what_is_left(ledger: Ledger, clock: FakeTime) -> None:
     """The best model took longer than a run may take, so the other one is chosen."""
     models: dict[str, BaseChatModel] = {
         "slow": fake(says(), model="slow"),
         "quick": fake(says("quick"), model="quick"),
     }
     before = middleware(ledger, budget_name="agent", on_cap="stop")
-    for name, seconds in (("slow", 0.3), ("quick", 0.0)):
+    for name, seconds in (("slow", 300.0), ("quick", 0.0)):
         for number in range(5):
             before._reserve_call(f"{name}{number}", models[name], first_count())
             ledger.dispatch(f"{name}{number}")
-            time.sleep(seconds)
+            clock.sleep(seconds)
             ledger.settle(f"{name}{number}", {name: first_count()})
     budget = BudgetMiddleware(
-        prices=PRICES, ledger=ledger, budget_name="agent", max_tokens=100, max_seconds=0.25, on_cap="stop"
+        prices=PRICES, ledger=ledger, budget_name="agent", max_tokens=100, max_seconds=250.0, on_cap="stop"
     )
     for per in ("run", "call", "step"):
         router = FakeRouter({"slow+cot": 0.9, "quick+cot": 0.5})

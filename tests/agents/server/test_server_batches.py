@@ -14,7 +14,7 @@ import openai
 import pytest
 from openai_batches import CHAT, create, ended, jsonl, line, rows, sdk
 from openai_server import OpenAIServer, running_server, spec_for
-from viaticum_server import WORD, RunningServer, serving, wait_until, write_catalogue
+from viaticum_server import WORD, RunningServer, hold_back, serving, wait_until, write_catalogue
 
 from viaticum.agents.openai_api.batches import Line, new_batch, parse_batch_request
 from viaticum.agents.openai_api.chat import ChatCompletions
@@ -462,6 +462,7 @@ def test_a_line_waits_for_holds_of_others_and_not_for_calls_that_were_lost(tmp_p
                 usage = {"fast": TokenCount(1000, 0)}
                 ledger.reserve("team/bob", key, usage, {"fast": price}, dispatch=ends == ledger.abandon)
                 batch = create(client, jsonl(line("a", max_tokens=1000)))
+                wait_until(lambda: client.batches.retrieve(batch.id).status == "in_progress")  # noqa: B023
                 time.sleep(0.7)
                 assert client.batches.retrieve(batch.id).status == "in_progress"
                 ends(key)
@@ -546,8 +547,10 @@ def test_a_batch_expires(tmp_path: Path) -> None:
         server.assert_settled()
 
 
-def test_live_requests_come_first(tmp_path: Path) -> None:
+def test_live_requests_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path, concurrency=1, queue=8) as server, sdk(server) as client:
+        slow: Any = server.client.model("slow")
+        go_on = hold_back(slow, monkeypatch)
         batch = create(client, jsonl(*(line(f"{n}", "slow", max_tokens=20) for n in range(30))))
         wait_until(lambda: server.service.limiter.running > 0)
         assert server.service.limiter.queued == 0  # lines are no part of the queue
@@ -556,12 +559,13 @@ def test_live_requests_come_first(tmp_path: Path) -> None:
         ]
         for thread in asked:
             thread.start()
+        wait_until(lambda: server.service.limiter.queued == 6)
+        go_on.set()
         for thread in asked:
             thread.join()
         # Six live requests waited at once: between them no line had a slot.
-        counts = client.batches.retrieve(batch.id).request_counts
-        assert counts is not None
-        assert counts.completed <= 8
+        limits = [generation.max_new_tokens for _, generation in slow.calls]
+        assert limits[:7] == [20, *[5] * 6]
         client.batches.cancel(batch.id)
         assert ended(client, batch).status == "cancelled"
 
@@ -571,7 +575,7 @@ def test_a_revoked_key_spends_nothing_more(tmp_path: Path) -> None:
         token, _ = server.keys.create("alice")
         server.keys.create("bob")
         with sdk(server, token) as client:
-            batch = create(client, jsonl(*(line(f"{n}", "slow", max_tokens=20) for n in range(50))))
+            batch = create(client, jsonl(*(line(f"{n}", "slow", max_tokens=100) for n in range(50))))
         wait_until(lambda: server.service.limiter.running > 0)
         server.keys.revoke("alice")
         files = server.service.files
@@ -592,7 +596,7 @@ def bearer(token: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("waits_for", ["rate", "slot", "budget", "provider"])
 def test_lines_that_wait_lose_the_rights_that_their_key_loses(
-    tmp_path: Path, far: OpenAIServer, waits_for: str
+    tmp_path: Path, far: OpenAIServer, monkeypatch: pytest.MonkeyPatch, waits_for: str
 ) -> None:
     """What a key may no longer do, its lines do not, whatever they had to wait for."""
     catalogue = Catalogue.load(write_catalogue(tmp_path)).with_models(spec_for(far, max_retries=0))
@@ -602,11 +606,13 @@ def test_lines_that_wait_lose_the_rights_that_their_key_loses(
         scope = "team" if waits_for == "budget" else None
         token, _ = server.keys.create("alice", per_minute=3 if waits_for == "rate" else None, scope=scope)
         bob, _ = server.keys.create("bob")
-        live = threading.Thread(target=server.ask, args=("slow",), kwargs={"headers": bearer(bob)})
+        go_on = hold_back(server.client.model("slow"), monkeypatch)
+        asked_by_bob = {"headers": bearer(bob), "max_tokens": 5}
+        live = threading.Thread(target=server.ask, args=("slow",), kwargs=asked_by_bob)
         if waits_for == "slot":
             live.start()
             wait_until(lambda: server.service.limiter.running > 0)
-        far.script = [(503, {"retry-after": "3"}, "away")]
+        far.script = [(503, {"retry-after": "60"}, "away")]
         price = Price(WORD * 10**6, WORD * 10**6)
         ledger.reserve("team", "held", {"fast": TokenCount(1000, 0)}, {"fast": price})
         model = "far" if waits_for == "provider" else "fast"
@@ -616,6 +622,7 @@ def test_lines_that_wait_lose_the_rights_that_their_key_loses(
         assert files is not None
         answered = 3 if waits_for == "rate" else 0
         wait_until(lambda: files.unfinished()[0].batch["request_counts"]["completed"] == answered)
+        wait_until(lambda: waits_for != "provider" or far.requests)
         time.sleep(1.0)
         asked, posted = len(far.requests), len(ledger.entries())
         server.keys.revoke("alice")
@@ -627,6 +634,7 @@ def test_lines_that_wait_lose_the_rights_that_their_key_loses(
         assert (found["status"], found["request_counts"]["completed"]) == ("failed", answered)
         assert len(far.requests) == asked
         if waits_for == "slot":
+            go_on.set()
             live.join()
         else:
             assert len(ledger.entries()) == posted

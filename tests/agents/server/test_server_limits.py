@@ -10,15 +10,23 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from viaticum_server import WORD, RunningServer, chat_body, serving, wait_until, write_catalogue
+from viaticum_server import (
+    WORD,
+    RunningServer,
+    chat_body,
+    hold_back,
+    serving,
+    wait_until,
+    write_catalogue,
+)
 
 from viaticum.agents.server.admission import (
     ConcurrencyLimiter,
@@ -34,7 +42,7 @@ from viaticum.errors import InputError
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
-    with serving(tmp_path, concurrency=2, queue=2, stall_timeout=1.0) as server:
+    with serving(tmp_path, concurrency=2, queue=2, stall_timeout=10.0) as server:
         yield server
         server.assert_settled()
 
@@ -78,8 +86,11 @@ def test_a_client_that_leaves_a_stream_pays_for_what_was_written(server: Running
 
 @pytest.mark.parametrize("model", ["slow", "slow+cot"])
 def test_a_client_that_does_not_wait_for_a_whole_answer(server: RunningServer, model: str) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        server.http.post("/v1/chat/completions", json=chat_body(model), timeout=0.3)
+    written: Any = server.client.model("slow")
+    body = json.dumps(chat_body(model)).encode()
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+        client.sendall(request_head(len(body)) + body)
+        wait_until(lambda: written.calls)
     wait_until(lambda: server.service.runs == set())
     server.assert_settled()
     (post,) = [entry for entry in server.client.ledger.entries() if entry.kind == "post"]
@@ -87,13 +98,19 @@ def test_a_client_that_does_not_wait_for_a_whole_answer(server: RunningServer, m
     assert "disconnected_clients_total 1.0" in server.http.get("/metrics").text
 
 
-def test_a_client_that_leaves_the_queue_leaves_no_trace(server: RunningServer) -> None:
+def test_a_client_that_leaves_the_queue_leaves_no_trace(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = hold_back(server.client.model("slow"), monkeypatch)
     with ThreadPoolExecutor(3) as clients:
         running = [clients.submit(leave_after, server, 60, "slow") for _ in range(2)]
         wait_until(lambda: server.service.limiter.running == 2)
+        waiting = clients.submit(server.http.post, "/v1/chat/completions", json=chat_body("fast"), timeout=1)
+        wait_until(lambda: server.service.limiter.queued == 1)
         with pytest.raises(httpx.ReadTimeout):
-            server.http.post("/v1/chat/completions", json=chat_body("fast"), timeout=0.1)
+            waiting.result()
         wait_until(lambda: server.service.limiter.queued == 0)
+        go_on.set()
         assert [each.result() for each in running] == [60, 60]
     server.assert_settled()
     assert len(server.client.ledger.holds()) == 2
@@ -118,8 +135,8 @@ def test_a_client_that_reads_nothing_is_given_up_and_holds_back_the_writer(
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.sendall(request_head(len(body)) + body)
-            wait_until(lambda: server.service.limiter.running == 1)
-            wait_until(lambda: server.service.limiter.running == 0, 20)
+            wait_until(lambda: made > 0)
+            wait_until(lambda: server.service.limiter.running == 0)
         assert made < 2000, "20 MB written for nobody"
         server.assert_settled()
 
@@ -148,7 +165,7 @@ def test_a_key_s_rate(tmp_path: Path) -> None:
 
 
 def test_a_body_that_is_too_large_or_never_comes(tmp_path: Path) -> None:
-    with serving(tmp_path, body_bytes=1000, stall_timeout=0.3) as server:
+    with serving(tmp_path, body_bytes=1000) as server:
         assert server.ask(messages=[{"role": "user", "content": "x" * 1000}]).status_code == 413
 
         def parts() -> Iterator[bytes]:
@@ -158,9 +175,10 @@ def test_a_body_that_is_too_large_or_never_comes(tmp_path: Path) -> None:
             "/v1/chat/completions", content=parts(), headers={"content-type": "application/json"}
         )
         assert response.status_code == 413
+        server.service.limits = replace(server.service.limits, stall_timeout=0.3)
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
             client.sendall(request_head(9) + b"{")
-            client.settimeout(20)
+            client.settimeout(120)
             assert b" 408 " in client.recv(4096)
         server.assert_settled()
 
@@ -171,6 +189,7 @@ def test_a_request_has_its_time(tmp_path: Path, model: str) -> None:
         refused = server.ask(model)
         assert (refused.status_code, refused.json()["error"]["code"]) == (504, "timeout")
         server.assert_settled()
+        server.service.limits = replace(server.service.limits, timeout=2.0)  # it begins before, also if late
         last = server.ask(model, stream=True).text.split("\n\n")[-3]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
         server.assert_settled()
@@ -344,20 +363,22 @@ def test_a_request_of_several_choices_counts_as_several(tmp_path: Path) -> None:
         server.assert_settled()
 
 
-def test_one_key_does_not_take_all_places(tmp_path: Path) -> None:
+def test_one_key_does_not_take_all_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path, concurrency=2, queue=2) as server, ThreadPoolExecutor(4) as clients:
+        go_on = hold_back(server.client.model("slow"), monkeypatch)
         greedy, _ = server.keys.create("greedy")
         modest, _ = server.keys.create("modest")
 
-        def ask(key: str, tokens: int) -> int:
+        def ask(key: str, model: str) -> int:
             return server.ask(
-                "slow", max_tokens=tokens, headers={"authorization": f"Bearer {key}"}
+                model, max_tokens=5, headers={"authorization": f"Bearer {key}"}
             ).status_code
 
-        calls = [clients.submit(ask, greedy, 300) for _ in range(3)]
+        calls = [clients.submit(ask, greedy, "slow") for _ in range(3)]
         wait_until(lambda: server.service.limiter.queued == 2)
-        assert ask(modest, 1) == 200
+        assert ask(modest, "fast") == 200
         assert not any(call.done() for call in calls)
+        go_on.set()
         server.keys.revoke("modest")
         assert [call.result() for call in calls] == [200, 200, 200]
         server.assert_settled()
@@ -382,8 +403,11 @@ def test_a_rate_fills_up_again() -> None:
 # --- the end ----------------------------------------------------------------------------------------------
 
 
-def test_while_it_ends_it_refuses_and_lets_those_that_run_end(tmp_path: Path) -> None:
-    with serving(tmp_path, grace=20) as server, ThreadPoolExecutor(1) as clients:
+def test_while_it_ends_it_refuses_and_lets_those_that_run_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path, grace=120) as server, ThreadPoolExecutor(1) as clients:
+        go_on = hold_back(server.client.model("slow"), monkeypatch)
         running = clients.submit(server.ask, "slow", max_tokens=100)
         wait_until(lambda: server.service.limiter.running == 1)
         server.uvicorn.stop()
@@ -392,6 +416,7 @@ def test_while_it_ends_it_refuses_and_lets_those_that_run_end(tmp_path: Path) ->
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert "retry-after" in refused.headers
         assert server.http.get("/health").status_code == 503
+        go_on.set()
         assert running.result().status_code == 200
         server.assert_settled()
 
@@ -399,20 +424,33 @@ def test_while_it_ends_it_refuses_and_lets_those_that_run_end(tmp_path: Path) ->
 @pytest.mark.parametrize("model", ["slow", "slow+cot"])
 def test_what_runs_longer_than_the_grace_period_is_cut_and_settled(tmp_path: Path, model: str) -> None:
     with serving(tmp_path, grace=0.2) as server, ThreadPoolExecutor(2) as clients:
+        begun = threading.Event()
+
+        def read() -> str:
+            asked = chat_body(model, stream=True)
+            with server.http.stream("POST", "/v1/chat/completions", json=asked) as response:
+                parts = response.iter_text()
+                first = next(parts)
+                begun.set()
+                return first + "".join(parts)
+
+        written: Any = server.client.model("slow")
+        stream = clients.submit(read)
+        wait_until(begun.is_set)
         whole = clients.submit(server.ask, model)
-        stream = clients.submit(server.ask, model, stream=True)
-        wait_until(lambda: server.service.limiter.running == 2)
-        time.sleep(0.3)
+        wait_until(lambda: len(written.calls) == 2)
         server.uvicorn.stop()
         assert whole.result().json()["error"]["code"] == "shutting_down"
-        last = stream.result().text.split("\n\n")[-3]
+        last = stream.result().split("\n\n")[-3]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
         server.assert_settled()
         assert server.spent_and_held()[0] > 0
 
 
-def start(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    write_catalogue(folder)
+def start(folder: Path, *options: str, pause: float = 0.01) -> tuple[subprocess.Popen[str], str]:
+    """pause: seconds before each word of the slow model."""
+    catalogue = write_catalogue(folder)
+    catalogue.write_text(catalogue.read_text().replace("pause = 0.01", f"pause = {pause}"))
     process = subprocess.Popen(
         [
             sys.executable,
@@ -425,7 +463,7 @@ def start(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
             "--folder",
             str(folder),
             "--catalogue",
-            str(folder / "catalogue.toml"),
+            str(catalogue),
             *options,
         ],
         stdout=subprocess.PIPE,
@@ -457,14 +495,15 @@ def test_sigterm_under_load_loses_no_settlement(tmp_path: Path) -> None:
             return type(error).__name__
 
     async def visits() -> list[str]:
-        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=100)) as http:
+        async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=100)) as http:
             tasks = [asyncio.create_task(visit(http, number)) for number in range(40)]
-            await asyncio.sleep(2.5)
+            while sum(task.done() for task in tasks) < 20:
+                await asyncio.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             return await asyncio.gather(*tasks)
 
     ends = asyncio.run(visits())
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors, errors
     assert "left" in ends
@@ -479,19 +518,19 @@ def test_sigterm_under_load_loses_no_settlement(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_cuts_at_once(tmp_path: Path) -> None:
-    process, url = start(tmp_path, "--grace", "600")
+    process, url = start(tmp_path, "--grace", "600", pause=0.2)  # 80 s, if it were not cut
     done = threading.Event()
 
     def ask() -> None:
-        httpx.post(f"{url}/chat/completions", json=chat_body("slow", max_tokens=400), timeout=60)
+        httpx.post(f"{url}/chat/completions", json=chat_body("slow", max_tokens=400), timeout=120)
         done.set()
 
     threading.Thread(target=ask, daemon=True).start()
     health = url.removesuffix("/v1") + "/health"
-    wait_until(lambda: httpx.get(health).json()["in_flight"] == 1)
+    wait_until(lambda: httpx.get(health, timeout=60).json()["in_flight"] == 1)
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: httpx.get(health).status_code == 503)
+    wait_until(lambda: httpx.get(health, timeout=60).status_code == 503)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
-    assert done.wait(10)
+    assert process.wait(60) == 0
+    assert done.wait(60)
     process.communicate()

@@ -137,7 +137,7 @@ def test_an_error_of_a_provider_keeps_its_meaning(
 def test_a_call_that_may_have_cost_is_not_asked_for_again(tmp_path: Path) -> None:
     """OpenAI's client repeats what fails with 5xx; a provider that timed out may charge for each try."""
     with running_server() as far:
-        entry = remote("m", far.url, timeout_seconds=0.4)
+        entry = remote("m", far.url, timeout_seconds=2)
         with serving(tmp_path, catalogue=Catalogue([entry])) as server:
             far.script = ["silent"] * 3
             with (

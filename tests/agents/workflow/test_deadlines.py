@@ -109,9 +109,9 @@ def test_calls_that_were_cut_off_count_as_slow(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"router": StaticRouter(TABLE), "policy": "best"}
     with Viaticum("1", folder=tmp_path, models=models, catalogue=Catalogue.load(), **settings) as viaticum:
         with pytest.raises(DeadlineExceeded):
-            viaticum.solve(QUESTION, allowance=Allowance(max_seconds=0.5))
+            viaticum.solve(QUESTION, allowance=Allowance(max_seconds=2))
         again = viaticum.derive(latencies=CallLatencies(viaticum.ledger))
-        answer = again.solve(QUESTION, kind="number", allowance=Allowance(max_seconds=0.5))
+        answer = again.solve(QUESTION, kind="number", allowance=Allowance(max_seconds=2))
         assert (answer.value, answer.routes[0].pair.model) == ("5", SMALL)
 
 
@@ -128,8 +128,8 @@ def test_a_way_that_takes_too_long_is_not_chosen(tmp_path: Path) -> None:
 
 
 def test_nothing_is_begun_that_cannot_end_in_time(tmp_path: Path) -> None:
-    with timed(tmp_path, small=4.0, max_seconds=2.0) as viaticum:
-        with pytest.raises(DeadlineExceeded, match=r"the quickest of 2 ways took 4\.0 seconds"):
+    with timed(tmp_path, small=40.0, large=90.0, max_seconds=20.0) as viaticum:
+        with pytest.raises(DeadlineExceeded, match=r"the quickest of 2 ways took 40\.0 seconds"):
             viaticum.solve(QUESTION)
         assert viaticum.budget().posted_nanousd == 0
         assert viaticum.ledger.holds(viaticum.budget_name) == []
@@ -183,9 +183,9 @@ SLOW = " ".join(["word"] * 400)
 @pytest.mark.parametrize("live", [False, True])
 def test_what_is_in_flight_is_ended_and_settled(tmp_path: Path, live: bool) -> None:
     with client(tmp_path, SLOW, SLOW, pause=0.02, budget="1", policy="best") as viaticum:
-        allowance = Allowance(max_seconds=0.5)
+        allowance = Allowance(max_seconds=2)
         ask = viaticum.stream if live else lambda *given, **terms: [viaticum.solve(*given, **terms)]
-        with pytest.raises(DeadlineExceeded, match=r"0\.5 seconds \(max_seconds\) are over"):
+        with pytest.raises(DeadlineExceeded, match=r"2 seconds \(max_seconds\) are over"):
             list(ask(QUESTION, allowance=allowance))
         budget = viaticum.budget()
         assert budget.held_nanousd == 0
@@ -206,9 +206,9 @@ def test_an_answer_that_is_there_is_given_at_the_deadline(tmp_path: Path) -> Non
         "catalogue": Catalogue.load(),
     }
     with Viaticum("1", folder=tmp_path, models=models, **settings) as viaticum:
-        answer = viaticum.solve(QUESTION, kind="number", allowance=Allowance(max_seconds=0.5))
+        answer = viaticum.solve(QUESTION, kind="number", allowance=Allowance(max_seconds=2))
         assert (answer.value, answer.text) == (None, "I cannot tell")
-        assert "0.5 seconds (max_seconds) are over" in answer.reason
+        assert "2 seconds (max_seconds) are over" in answer.reason
         assert answer.cost == viaticum.budget().posted_nanousd > 0
         assert viaticum.budget().held_nanousd == 0
 
@@ -258,7 +258,7 @@ def test_a_silent_provider_is_hung_up_on(tmp_path: Path, provider: OpenAIServer,
         chat = ChatViaticum(model=name, client=viaticum, max_seconds=2)
         with pytest.raises(DeadlineExceeded):
             chat.invoke(QUESTION)
-        assert provider.hung_up.wait(10)
+        assert provider.hung_up.wait(60)
         assert len(provider.requests) == 1
         assert viaticum.budget().held_nanousd == 0
         assert viaticum.budget().posted_nanousd > 0, "the prompt was read"
@@ -299,7 +299,7 @@ def test_a_row_of_a_batch_fails_at_its_deadline_and_the_others_go_on(tmp_path: P
         router=StaticRouter(TABLE),
         policy="best",
         concurrency=1,
-        max_seconds=0.5,
+        max_seconds=2,
     )
     rows = {row.id: row for row in read_rows(ended.folder)}
     assert rows["quick"].state == "answered"
@@ -314,7 +314,7 @@ def test_tries_of_a_row_and_other_pairs_have_what_is_left_of_its_deadline(tmp_pa
     class Away(ScriptedModel):
         def stream(self, messages: Any, generation: Any) -> Any:
             calls.append(self.name)
-            time.sleep(0.3)
+            time.sleep(1.2)
             raise ProviderUnavailable("away")
             yield
 
@@ -328,11 +328,11 @@ def test_tries_of_a_row_and_other_pairs_have_what_is_left_of_its_deadline(tmp_pa
         router=StaticRouter(TABLE),
         policy="best",
         tries=5,
-        max_seconds=0.5,
+        max_seconds=2,
     )
     (row,) = read_rows(ended.folder)
     assert row.state == "failed"
-    assert 1 <= len(calls) <= 2, "five tries of two models would take three seconds"
+    assert 1 <= len(calls) <= 2, "five tries of two models would take twelve seconds"
     with Ledger(tmp_path / "ledger.db") as ledger:
         assert all(budget.held_nanousd == 0 for budget in ledger.budgets())
 

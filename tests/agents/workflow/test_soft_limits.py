@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from batch_jobs import models, two_plans_router, write_questions
 from langchain.agents import create_agent
+from viaticum_server import wait_until
 from webhook_receiver import Receiver, receiving
 
 from viaticum import FakeRouter, InputError, ScriptedModel, Viaticum, build_graph
@@ -171,6 +172,7 @@ def test_a_receiver_that_is_gone_or_away_for_good_is_left(
                 ledger, SoftLimits((0.5,), webhook=Webhook(url, SECRET, retry_seconds=(0.01,)))
             )
             spend(ledger, 600)
+            wait_until(lambda: problem in caplog.text)  # noqa: B023
             watch.close()
         assert problem in caplog.text
     assert len(receiver.received) == 1
@@ -198,6 +200,7 @@ def test_a_process_that_ends_or_is_killed_leaves_its_word_to_the_next(
         with opened(tmp_path, clock=lambda at=clock: at) as ledger:
             watch = SoftLimitWatch(ledger, SoftLimits((0.5,), webhook=webhook))
             spend(ledger, 1)
+            receiver.wait_for(count)
             watch.close()
         assert len(receiver.received) == count
     assert len(set(receiver.ids)) == 1, "the receiver can drop repetitions"
