@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from ledger_calls import Clock
 from tiny_catalogue import write_tiny_model
 
@@ -17,6 +18,10 @@ from viaticum.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from openai_server import OpenAIServer
+
+# No example of a property has a time limit: on a busy machine one takes any time.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=(HealthCheck.too_slow,))
+settings.load_profile("patient")
 
 REAL_SECONDS = 1500  # time limit of a test of real models: minutes, and many more on a busy machine
 

@@ -115,12 +115,13 @@ class ProviderBatches:
         others = frozenset(each.id for each in journal.batches if each.id)
         name = BatchName(batch.name, len(batch.keys), batch.prepared, others)
         if batch.maybe_sent:
+            asked = time.time()
             found = api.find(name)
             if found is not None:
                 journal.created(batch, found)
                 batch.maybe_sent = False
                 return
-            if time.time() - batch.unknown_since < LISTING_SECONDS:
+            if asked - batch.unknown_since < LISTING_SECONDS:
                 raise MaybeSent("it may not be listed yet")
             batch.maybe_sent = False
         if self._is_given_up(batch):

@@ -26,7 +26,7 @@ CALL = {"small": TokenCount(10, 20)}
 def script(code: str, *args: object) -> str:
     """Run code in a Python of its own, warnings being errors; its output."""
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -94,7 +94,7 @@ def test_processes_and_threads_racing_for_the_last_cents_never_overspend(
                 assert budget.posted_nanousd + budget.held_nanousd <= limits[budget.name], budget
             looks += 1
             time.sleep(0.002)
-        outputs = [worker.communicate(timeout=60) for worker in workers]
+        outputs = [worker.communicate(timeout=240) for worker in workers]
         assert [worker.returncode for worker in workers] == [0] * processes, [error for _, error in outputs]
         told = [output.split() for output, _ in outputs]
         attempts, posts, spent = (sum(int(row[column]) for row in told) for column in range(3))
@@ -139,7 +139,7 @@ def test_a_killed_process_loses_nothing_it_was_told_and_doubles_nothing(tmp_path
         heard = "".join(worker.stdout.readline() for _ in range(rng.randint(0, 12)))
         time.sleep(rng.uniform(0, 0.005))
         worker.kill()
-        output, _ = worker.communicate(timeout=60)
+        output, _ = worker.communicate(timeout=240)
         for line in (heard + output).splitlines(keepends=True):
             if line.endswith("\n"):
                 state, rest = line.split(" ", 1)
@@ -173,9 +173,11 @@ def test_a_process_killed_while_it_makes_a_ledger_leaves_one_that_opens(tmp_path
         worker = start(MAKER, tmp_path / f"{number}", "maker")
         assert worker.stdout is not None
         worker.stdout.readline()
-        time.sleep(rng.uniform(0.01, 0.1))
+        while worker.poll() is None and not list(tmp_path.glob(f"{number}.*")):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.1))
         worker.kill()
-        worker.communicate(timeout=60)
+        worker.communicate(timeout=240)
     made = [file for file in tmp_path.iterdir() if file.suffix[1:].isdigit()]
     assert made
     for file in made:
@@ -223,6 +225,6 @@ def test_a_ledger_lives_through_forks_with_busy_threads(tmp_path: Path) -> None:
         worker = start(
             "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + FORKS, path, "forks"
         )
-        _, error = worker.communicate(timeout=60)
+        _, error = worker.communicate(timeout=240)
         assert worker.returncode == 0, error
         assert ledger.check() == []

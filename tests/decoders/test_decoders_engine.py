@@ -136,7 +136,7 @@ def test_other_threads_add_and_abort_while_one_steps() -> None:
     for thread in threads:
         thread.start()
     events: list[Event] = []
-    assert engine.wait(30)
+    assert engine.wait(120)
     while engine.busy or any(thread.is_alive() for thread in threads):
         events += engine.step()
     results = results_of(events)

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no anonymous memory")
 def test_weights_are_held_once_while_they_load(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", CHILD, str(folder)], capture_output=True, text=True, timeout=240, check=True
     )
     found = json.loads(done.stdout.splitlines()[-1])
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

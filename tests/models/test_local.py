@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,6 +258,9 @@ def test_a_profile_that_fails_before_its_first_row_leaves_nothing(
     assert list(tmp_path.iterdir()) == [out]
 
 
+KILLED = Path(__file__).resolve().parents[1] / "support" / "killed_at_line.py"
+
+
 def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     tiny_catalogue_file: Path, tiny_catalogue: Catalogue, tmp_path: Path
 ) -> None:
@@ -268,10 +269,7 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     rows = [{"question": q.query.text, "answer": q.gold, "kind": "number"} for q in questions(20)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out, journal = tmp_path / "out.jsonl", tmp_path / "out.jsonl.journal"
-    command = [
-        sys.executable,
-        "-c",
-        "from viaticum.cli import main; main()",
+    arguments = [
         "profile",
         str(file),
         "--out",
@@ -290,13 +288,8 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     ]
     done = 0
     for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (
-            not journal.exists() or journal.read_bytes().count(b"\n") < done + 5
-        ):
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        killed = [sys.executable, str(KILLED), journal.name, "5", *arguments]
+        assert subprocess.run(killed, capture_output=True).returncode == -signal.SIGKILL
         done = journal.read_bytes().count(b"\n")
         with journal.open("ab") as half:
             half.write(b'{"dataset": "ques')
@@ -304,6 +297,7 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     pairs = [Pair("tiny-small", "direct"), Pair("tiny-small", "cod")]
     with pytest.raises(InputError, match="other questions"):
         profile(questions(3), pairs, out, catalogue=tiny_catalogue, dataset="questions")
+    command = [sys.executable, "-c", "from viaticum.cli import main; main()", *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     payload = json.loads(finished.stdout)
     assert payload["outcomes"] == 40
@@ -337,7 +331,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 1

@@ -254,7 +254,7 @@ def test_a_retry_after_date_is_waited_for(server: OpenAIServer) -> None:
         ((400, {}, "rejected by our content policy"), ContentRefused, "refuses to answer", 1),
         ((400, {}, "Invalid parameter foo"), InputError, "litellm_model, api_base and omit", 1),
         ((404, {}, "no such model"), InputError, "litellm_model, api_base and omit", 1),
-        ("silent", ProviderTimeout, "said nothing for 0.3 s; raise timeout_seconds", 1),
+        ("silent", ProviderTimeout, "said nothing for 1.5 s; raise timeout_seconds", 1),
         ("break", ProviderUnavailable, "far cannot be reached or failed", 1),
         ("end early", ProviderUnavailable, "broke off", 1),
     ],
@@ -262,7 +262,7 @@ def test_a_retry_after_date_is_waited_for(server: OpenAIServer) -> None:
 def test_errors_are_translated_and_say_what_to_do(
     server: OpenAIServer, behaviour: Any, kind: type[ViaticumError], says: str, tries: int
 ) -> None:
-    model, _ = model_for(server, timeout_seconds=0.3 if behaviour == "silent" else 60)
+    model, _ = model_for(server, timeout_seconds=1.5 if behaviour == "silent" else 60)
     server.script = [behaviour] * 5
     with pytest.raises(kind, match=says) as caught:
         ask(model)
@@ -367,7 +367,7 @@ def test_closing_the_stream_closes_the_connection(server: OpenAIServer, litellm_
     assert next(stream) == "a "
     assert not server.hung_up.is_set()
     stream.close()
-    assert server.hung_up.wait(30)
+    assert server.hung_up.wait(120)
 
 
 def test_many_threads_share_one_model(server: OpenAIServer) -> None:
@@ -500,7 +500,7 @@ def test_what_a_failure_costs(
     server: OpenAIServer, ledger: Ledger, behaviour: Any, words: int | None
 ) -> None:
     """Nothing where the provider reported a failure, the prompt where it was silent, else the text so far."""
-    model, _ = model_for(server, max_retries=0, timeout_seconds=0.3 if behaviour == "silent" else 60)
+    model, _ = model_for(server, max_retries=0, timeout_seconds=1.5 if behaviour == "silent" else 60)
     server.script = [behaviour]
     with pytest.raises(ModelError):
         list(calls_of(ledger, model).stream("b", "k", "far", CHAT, Generation(50)))
@@ -628,7 +628,7 @@ def test_litellm_is_loaded_late_and_off_the_network() -> None:
 def test_no_thread_of_ours_is_left(server: OpenAIServer) -> None:
     before = threading.active_count()
     ask(model_for(server)[0])
-    deadline = time.time() + 10
+    deadline = time.time() + 120
     while threading.active_count() > before + 2 and time.time() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before + 2  # LiteLLM keeps one or two for its logging

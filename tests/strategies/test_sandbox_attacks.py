@@ -545,7 +545,7 @@ def test_the_harm_is_not_done(sandbox: Sandbox, outside: Outside, name: str) -> 
     assert outside.look() == outside.before
     assert not outside.was_called()
     # Far above what a loaded machine needs; without a limit most would never end.
-    assert took < LIMITS.seconds + 20.0
+    assert took < LIMITS.seconds + 120.0
     assert len(result.stdout.encode()) <= LIMITS.output_bytes
     assert len(result.error) < 1000
     # numpy and sympy take some of the last part.
@@ -636,7 +636,7 @@ def left_behind(sandbox: Sandbox) -> list[int]:
     """The processes that are neither a worker nor what holds one, after they had a moment to end."""
     if sandbox.backend != "bwrap":
         return []
-    for _ in range(100):
+    for _ in range(1500):
         # bwrap, the first process of its namespace, the worker; a program would be the fourth.
         deep = [pid for pid, depth in _tree().items() if depth > 3]
         if not deep:

@@ -74,7 +74,7 @@ def test_says_what_went_wrong(sandbox: Sandbox, program: str, error: str) -> Non
 def test_is_stopped_in_time(sandbox: Sandbox, program: str) -> None:
     started = time.monotonic()
     assert not sandbox.run(program, Limits(seconds=0.1)).ok
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 25.0  # those that sleep would sleep for 30
 
 
 @pytest.fixture
@@ -91,11 +91,11 @@ def own_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[MontySandbox, 
 def test_a_worker_that_hangs_is_killed(own_worker: tuple[MontySandbox, int]) -> None:
     """The interpreter cannot stop itself here: its process is frozen, as a bug in it might leave it."""
     own, pid = own_worker
-    freezer = threading.Timer(0.1, lambda: os.kill(pid, signal.SIGSTOP))
+    freezer = threading.Thread(target=lambda: os.kill(busy([pid]), signal.SIGSTOP))
     freezer.start()
-    result = own.run("while True:\n    pass", Limits(seconds=0.5))
+    result = own.run("while True:\n    pass", Limits(seconds=1.0))
     freezer.join()
-    assert result.error == "the program was stopped after 0.5 s"
+    assert result.error == "the program was stopped after 1 s"
     assert own.run("print(6 * 7)").stdout == "42\n"
 
 
@@ -116,9 +116,9 @@ def test_more_than_a_minute_is_refused(sandbox: Sandbox) -> None:
 
 
 def test_a_worker_that_dies_is_replaced(sandbox: Sandbox) -> None:
-    killer = threading.Timer(0.1, lambda: [os.kill(pid, 9) for pid in _children("monty")])
+    killer = threading.Thread(target=lambda: os.kill(busy(_children("monty")), 9))
     killer.start()
-    result = sandbox.run("while True:\n    pass", Limits(seconds=5.0))
+    result = sandbox.run("while True:\n    pass", Limits(seconds=60.0))
     killer.join()
     assert not result.ok
     assert "crashed its worker" in result.error
@@ -145,13 +145,28 @@ def test_the_error_names_what_to_install() -> None:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
         env={"PATH": "/nowhere"},
     )
     assert done.stdout.startswith("SandboxError")
     assert "pip install 'pydantic-monty" in done.stdout
     assert "pip install 'viaticum[sandbox]'" in done.stdout
+
+
+def busy(pids: list[int]) -> int:
+    """The first of these processes that is at work for a few hundredths of a second."""
+
+    def ticks(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+    before, end = {pid: ticks(pid) for pid in pids}, time.monotonic() + 60
+    while time.monotonic() < end:
+        for pid, used in before.items():
+            if ticks(pid) > used + 3:
+                return pid
+        time.sleep(0.005)
+    raise AssertionError("none is at work")
 
 
 def _children(name: str) -> list[int]:

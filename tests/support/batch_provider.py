@@ -113,6 +113,7 @@ class BatchProvider(ThreadingHTTPServer):
         self.log: list[str] = []
         self.repeats = True  # some lines of results are there twice
         self.pause = 0.0  # of a direct call
+        self.may_answer: Callable[[], bool] = lambda: True  # direct calls wait for it, a minute at most
         self.first_answer: float | None = None  # Unix time of the first one
         self.archived = False  # the results of Anthropic's batches that have ended are removed
         self._ids = count(1)
@@ -397,6 +398,9 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.direct[body["model"], number_in(body)] += 1
         time.sleep(self.server.pause)
+        until = time.monotonic() + 60
+        while not self.server.may_answer() and time.monotonic() < until:
+            time.sleep(0.01)
         self.server.first_answer = self.server.first_answer or time.time()
         if not body.get("stream"):
             self._reply(200, openai_answer(body))

@@ -47,4 +47,4 @@ def cutting_proxy(port: int, chance: float, seed: int = 0) -> Iterator[int]:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(10)
+        thread.join(60)

@@ -13,7 +13,6 @@ import os
 import random
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from doc_pages import ROOT, commands
+from ports import free_port
 
 # Programs that a machine for tests lacks, and set-up that it has behind it. Their lines are read, not run.
 NOT_HERE = {"pip", "make", "docker", "ray", "vllm", "lm_eval", "datasette", "source", "hf", "langgraph"}
@@ -92,21 +92,15 @@ def _serve(line: str) -> None:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
     atexit.register(server.wait)
     atexit.register(server.terminate)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 200
     while time.monotonic() < end:
         assert server.poll() is None, Path("serve.log").read_text()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30):
                 return
         except OSError:
             time.sleep(0.1)
     raise AssertionError(f"{line} did not answer: {Path('serve.log').read_text()}")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def furnish(folder: Path) -> None:

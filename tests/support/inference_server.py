@@ -158,7 +158,7 @@ class InferenceServer:
             status, headers, message = behaviour
             return failure(status, message, headers)
         if behaviour == "silent":
-            await asyncio.sleep(30)
+            await asyncio.sleep(120)
         if any(len(prompt) >= (self.context or self.runner.context) for prompt in prompts):
             return failure(400, "This model's maximum context length is exceeded")
         if body["stream"]:
@@ -188,7 +188,7 @@ class InferenceServer:
                     elif behaviour == "half a line":
                         yield b'data: {"choices": [{"te'
                     elif behaviour == "stall":
-                        await asyncio.sleep(30)
+                        await asyncio.sleep(120)
                     elif behaviour == "break":
                         raise ConnectionError("the server breaks off")
                     return
@@ -252,5 +252,5 @@ def serving(server: InferenceServer, port: int = 0) -> Iterator[InferenceServer]
     finally:
         running.should_exit = True
         running.force_exit = True
-        thread.join(10)
+        thread.join(60)
         listener.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import psycopg
 from platformdirs import user_cache_path
+from ports import free_port
 from psycopg.conninfo import conninfo_to_dict
 
 LIBRARIES = ("libc-ares", "libevent-2")  # those that a small Debian has not
@@ -114,16 +114,18 @@ def running_pool(server: str, *, mode: str = "transaction", **settings: object) 
             yield address
         finally:
             pool.terminate()
-            pool.wait(20)
+            try:
+                pool.wait(20)
+            except subprocess.TimeoutExpired:
+                pool.kill()
+                pool.wait()
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_settings(file: Path, server: dict[str, Any], settings: dict[str, object]) -> int:
     """Returns the port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     options = {
         "listen_addr": "127.0.0.1",
         "listen_port": port,
@@ -161,7 +163,7 @@ def _start(program: Path, work: Path, user: int | None) -> subprocess.Popen[byte
 
 
 def _await(pool: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while pool.poll() is None and time.monotonic() < deadline:
         try:
             psycopg.connect(address).close()

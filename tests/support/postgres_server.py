@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+from ports import free_port
 
 USER = "viaticum"
 NOBODY = 65534
@@ -92,9 +93,7 @@ def _start(
     binaries: Path, folder: Path, user: int | None, fsync: bool
 ) -> tuple[subprocess.Popen[bytes], int]:
     for _ in range(5):  # another process may take the port before the server does
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         options = [
             "listen_addresses=127.0.0.1",
             "unix_socket_directories=",
@@ -116,7 +115,7 @@ def _start(
 def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
     import psycopg
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while server.poll() is None and time.monotonic() < deadline:
         try:
             psycopg.connect(f"postgresql://{USER}@127.0.0.1:{port}/postgres").close()
@@ -136,7 +135,7 @@ def _run(command: Sequence[str | Path], user: int | None, folder: Path) -> None:
         user=user,
         group=user,
         cwd=folder,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     if done.returncode:

@@ -221,7 +221,7 @@ def job_server() -> Iterator[JobServer]:
         yield JobServer(process)
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 def serve() -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -307,6 +305,9 @@ def test_more_questions_join_a_folder(catalogue: Catalogue, labelled: Path, tmp_
     torch.testing.assert_close(grown.hidden, whole.hidden)
 
 
+KILLED = Path(__file__).resolve().parents[1] / "support" / "killed_at_line.py"
+
+
 @pytest.mark.timeout(900)  # two more processes have to start, on a machine that may be busy
 def test_a_killed_run_resumes_where_it_was(pair_file: Path, labelled: Path, tmp_path: Path) -> None:
     """Killed midway, the last line cut in half: no text is written twice, and the labels are the same."""
@@ -315,6 +316,8 @@ def test_a_killed_run_resumes_where_it_was(pair_file: Path, labelled: Path, tmp_
         sys.executable,
         "-c",
         "import torch; torch.set_num_threads(1); from viaticum.cli import main; main()",
+    ]
+    arguments = [
         "tokens",
         "label",
         str(write_questions(tmp_path / "q.jsonl", COUNT)),
@@ -332,16 +335,13 @@ def test_a_killed_run_resumes_where_it_was(pair_file: Path, labelled: Path, tmp_
     ]
     whole = (labelled / "journal.jsonl").read_text().splitlines()
     enough = COUNT + 3  # all responses and some continuations
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < enough):
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed = [sys.executable, str(KILLED), journal.name, str(enough)]
+    assert subprocess.run([*killed, *arguments], capture_output=True).returncode == -signal.SIGKILL
     done = journal.read_bytes().count(b"\n")
     with journal.open("ab") as half:
         half.write(b'{"branch": {"id": "q1", "pl')
     assert enough <= done < len(whole)
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    finished = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=600, check=True)
     assert json.loads(finished.stdout)["tokens"] == len(LabelledTokens.load(labelled))
     assert "continuations: " in finished.stderr
 

@@ -13,7 +13,7 @@ TEXT = "At first \\boxed{12}.\nThe answer is $7$.\nDouble check the answer: 2 eg
 
 def explain(*options: str, text: str = TEXT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, "-", *options], input=text, capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, "-", *options], input=text, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -54,7 +54,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     done = explain("--kind", "numeral")
     assert (done.returncode, "no answer kind 'numeral'" in done.stderr) == (1, True)
     missing = subprocess.run(
-        [*COMMAND, str(tmp_path / "none.txt")], capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, str(tmp_path / "none.txt")], capture_output=True, text=True, timeout=240, check=False
     )
     assert missing.returncode == 1
     assert "cannot be read" in missing.stderr

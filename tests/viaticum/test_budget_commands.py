@@ -35,7 +35,7 @@ def program(where: str) -> Run:
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
             env=os.environ | {"VIATICUM_LEDGER": where, "COLUMNS": "200"},
         )

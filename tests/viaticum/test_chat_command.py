@@ -35,7 +35,7 @@ def chat(folder: Path, lines: str, *options: str) -> subprocess.CompletedProcess
         input=lines,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 
@@ -99,7 +99,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(tmp_path: Path, model:
     process.stdin.flush()
     assert process.stdout.read(6) == "w0 w1 "
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate("/budget\n", timeout=60)
+    rest, errors = process.communicate("/budget\n", timeout=240)
     assert process.returncode == 0, errors
     assert "stopped" in errors
     assert "w399" not in rest
@@ -119,7 +119,7 @@ def test_a_first_run_with_nothing_set_up_says_what_to_do(tmp_path: Path) -> None
         capture_output=True,
         text=True,
         env=bare,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 1
@@ -136,7 +136,7 @@ def test_the_shell_completes_commands() -> None:
         capture_output=True,
         text=True,
         env=os.environ | chat_body,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.stdout.split() == ["serve"], done.stderr

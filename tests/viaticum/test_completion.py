@@ -19,7 +19,7 @@ def run(command: list[str], home: Path, **variables: str) -> subprocess.Complete
         command,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
         cwd=home,
         env=environment | variables,

@@ -330,7 +330,7 @@ def test_interrupted_it_tells_what_it_has(tiny_demo: Path, tmp_path: Path) -> No
         if line.startswith(" 8"):  # the last row of the first wave
             process.send_signal(signal.SIGINT)
             break
-    rest, errors = process.communicate(timeout=120)
+    rest, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     assert "interrupted: calls under way were ended" in rest
     assert "Traceback" not in errors
@@ -345,7 +345,7 @@ def test_missing_weights_name_what_fetches_them(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=os.environ | {"XDG_DATA_HOME": str(tmp_path), "VIATICUM_CACHE": str(tmp_path / "none")},
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 1

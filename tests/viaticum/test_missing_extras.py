@@ -32,7 +32,7 @@ def test_one_line_names_the_extra(tmp_path: Path, missing: str, arguments: list[
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
     package = missing.partition(",")[0]
     assert done.returncode == 1

@@ -291,7 +291,7 @@ def test_a_new_user_gets_an_answer_without_naming_a_model(server: OpenAIServer, 
             env={**os.environ, "FAR_KEY": KEY},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
 

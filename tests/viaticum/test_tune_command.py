@@ -192,12 +192,12 @@ def test_serve_takes_the_router(tuned: Run, server: KindServer) -> None:
         line = process.stdout.readline()
         assert line, process.communicate()[1]
         body = {"model": "auto", "messages": [{"role": "user", "content": "add plus coins total name7"}]}
-        answered = httpx.post(f"{json.loads(line)['url']}/chat/completions", json=body, timeout=60)
+        answered = httpx.post(f"{json.loads(line)['url']}/chat/completions", json=body, timeout=240)
         assert answered.status_code == 200, answered.text
         assert answered.json()["choices"][0]["message"]["content"] == "The answer is 7."
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
     assert len(server.requests) == 1
 
 

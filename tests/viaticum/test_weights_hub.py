@@ -123,8 +123,8 @@ def test_a_file_that_is_not_there_does_not_make_the_hub_unreachable(
 def test_a_slow_hub_is_asked_once_for_a_short_time(
     handler: type[HubHandler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "LOOK_SECONDS", 0.2)
-    handler.seconds = 1.0
+    monkeypatch.setattr(hub, "LOOK_SECONDS", 1.0)
+    handler.seconds = 5.0
     for _ in range(2):
         with pytest.raises(FetchError, match="cannot be reached"):
             fetch_hub(hub_source(), tmp_path, no_report)

@@ -558,7 +558,7 @@ def stopped(folder: Path, slow: Slow, **settings: Any) -> BatchEnd:
     stop = threading.Event()
 
     def end() -> None:
-        slow.begun.wait(20)
+        slow.begun.wait(120)
         stop.set()
 
     threading.Thread(target=end).start()
@@ -573,7 +573,7 @@ def stopped(folder: Path, slow: Slow, **settings: Any) -> BatchEnd:
 
 def test_a_job_that_is_told_to_end_finishes_what_runs(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 40)
-    slow = Slow("expensive", 1.0, 0.05)
+    slow = Slow("expensive", 1.0, 0.2)
     ended = stopped(tmp_path, slow)
     rows = rows_of(ended)
     assert ended.job.ending == "drained"
@@ -594,10 +594,10 @@ def test_a_job_that_is_told_to_end_finishes_what_runs(tmp_path: Path) -> None:
 
 def test_what_does_not_end_in_time_is_cut_charged_and_made_again(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 6)
-    slow = Slow("expensive", 1.0, 0.4)
+    slow = Slow("expensive", 1.0, 1.5)
     began = time.monotonic()
     ended = stopped(tmp_path, slow, drain_seconds=0.5)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
     assert ended.job.ending == "drained"
     with Ledger(ended.job.ledger) as ledger:
         assert ledger.check() == []
@@ -734,7 +734,7 @@ run(Path(sys.argv[1]), router=FixedPlansRouter({plan: (0.9, 400_000)}))
 def test_a_kill_between_an_answer_and_its_price_makes_no_call_free(tmp_path: Path, route: str) -> None:
     write_questions(tmp_path / "in.jsonl", 4)
     script = [sys.executable, "-c", KILLED_BEFORE_POSTING, str(tmp_path), route]
-    assert subprocess.run(script, check=False, cwd=SUPPORT, timeout=120).returncode == 9
+    assert subprocess.run(script, check=False, cwd=SUPPORT, timeout=240).returncode == 9
     plan = Plan((CHEAP, EXPENSIVE), 2) if route == "plan" else CHEAP
     rows = rows_of(run(tmp_path, router=FixedPlansRouter({plan: (0.9, 400_000)}), resume=True))
     calls = [call for row in rows for call in row.calls]
@@ -920,7 +920,7 @@ def test_the_command_ends_in_order_on_a_signal(tmp_path: Path) -> None:
     import signal
 
     command = cli_folder(tmp_path)
-    (tmp_path / "catalogue.toml").write_text(CATALOGUE + "pause = 0.3\n")
+    (tmp_path / "catalogue.toml").write_text(CATALOGUE + "pause = 1.0\n")
     (tmp_path / "in.jsonl").write_text(
         (tmp_path / "in.jsonl").read_text().replace("What is 3", "What is 4", 1).replace("+ 2?", "+ 9?", 2)
     )
@@ -942,7 +942,7 @@ def test_the_command_ends_in_order_on_a_signal(tmp_path: Path) -> None:
             break
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
     assert json.loads(out.splitlines()[-1])["ending"] == "drained"
     assert "ending: running calls are finished" in err
@@ -1034,7 +1034,7 @@ def test_what_a_job_comes_to_counts_what_was_spent_before_this_pass(passes: int)
     assert spent == (400 if passes == 2 else 0)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_plan_whose_next_call_does_not_fit_ends_with_what_it_has(tmp_path: Path, rows: int) -> None:
     """The second voice is expensive: its worst case is more than the budget, whatever else ends."""
@@ -1057,7 +1057,7 @@ def test_a_plan_whose_next_call_does_not_fit_ends_with_what_it_has(tmp_path: Pat
     assert done.figures["spent_nanousd"] <= 400_000
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_paid_call_without_an_answer_is_not_taken_up_for_ever(tmp_path: Path, rows: int) -> None:
     """What comes next does not fit, and a cheaper pair is there: the row's own call is paid for and decides

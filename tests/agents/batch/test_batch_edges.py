@@ -78,7 +78,7 @@ class Once:
 # Money
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_a_row_whose_try_failed_and_does_not_fit_again_takes_what_fits(tmp_path: Path) -> None:
     """The expensive pair's first try is for nothing; until its next one the others have spent what it would
     need.
@@ -98,7 +98,7 @@ def test_a_row_whose_try_failed_and_does_not_fit_again_takes_what_fits(tmp_path:
     assert str(CHEAP) in {row.route for row in rows}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_a_job_that_goes_on_keeps_what_a_row_last_took(tmp_path: Path) -> None:
     """Its first try was of another pair than the one that was paid for."""
     source = write_questions(tmp_path / "in.jsonl", 1)
@@ -218,16 +218,16 @@ def test_no_row_begins_after_the_deadline(tmp_path: Path) -> None:
 
     def slowly(messages: Sequence[Message], generation: Generation) -> str:
         begun.append(time.monotonic())
-        time.sleep(0.2)
+        time.sleep(0.6)
         return says_right(messages, generation)
 
     write_questions(tmp_path / "in.jsonl", 40)
-    ended = run(tmp_path, models=models(expensive=slowly), policy="best", deadline=1.0, concurrency=1)
+    ended = run(tmp_path, models=models(expensive=slowly), policy="best", deadline=3.0, concurrency=1)
     assert ended.job.ending == "deadline"
     assert 0 < len(begun) < 15
     skipped = [row for row in rows_of(ended) if row.state == "skipped"]
     assert len(skipped) == 40 - len(begun)
-    assert "the deadline of 1 seconds passed" in skipped[0].reason
+    assert "the deadline of 3 seconds passed" in skipped[0].reason
 
 
 @pytest.mark.parametrize("began", [0.0, 3000.0, 4200.0])
@@ -283,19 +283,19 @@ def test_force_waits_for_nobody_and_removes_nothing_before_its_time(tmp_path: Pa
 
     def waits(messages: Sequence[Message], generation: Generation) -> str:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(120)
         return says_right(messages, generation)
 
     ends: list[Any] = []
     running = threading.Thread(target=lambda: ends.append(run(tmp_path, models=models(expensive=waits))))
     running.start()
-    assert begun.wait(30)
+    assert begun.wait(120)
     before = sorted(path.name for path in job_folder(tmp_path / "out.jsonl").iterdir())
     with pytest.raises(InputError, match="another process works on the job"):
         run(tmp_path, force=True)
     assert sorted(path.name for path in job_folder(tmp_path / "out.jsonl").iterdir()) == before
     go_on.set()
-    running.join(60)
+    running.join(120)
     assert ends[0].job.ending == "completed"
     for wrong in (
         {"budget": None},

@@ -56,7 +56,7 @@ def job_server(folder: Path, ledger: str) -> Iterator[JobServer]:
         assert process.stdout is not None
         yield JobServer(process.stdin, process.stdout, folder, ledger)
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 def is_running(pid: int) -> bool:
@@ -67,7 +67,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def killed(jobs: JobServer, folder: Path, kills: int, pause: float = 0.05) -> int:
+def killed(jobs: JobServer, folder: Path, kills: int, pause: float = 0.1) -> int:
     """Run the job and kill it so many times while it works; how many kills came before its end."""
     rng, done = random.Random(3), 0
     calls = folder / "calls.txt"

@@ -75,7 +75,7 @@ class Jobs:
         return RunningJob(self, folder, pid)
 
     def close(self) -> None:
-        self._server.communicate(timeout=60)
+        self._server.communicate(timeout=120)
 
 
 class RunningJob:
@@ -138,7 +138,7 @@ def kill_workers(folder: Path, job: RunningJob, after: tuple[int, ...]) -> set[i
 
 
 def test_a_worker_is_killed_in_the_middle(tmp_path: Path, postgres: str, jobs: Jobs) -> None:
-    job = jobs.start(tmp_path / "ray", "1", postgres, 0.05, "ray", jobs.cluster)
+    job = jobs.start(tmp_path / "ray", "1", postgres, 0.1, "ray", jobs.cluster)
     here = jobs.start(tmp_path / "here", "1", postgres, 0.0, "local")
     killed = kill_workers(tmp_path / "ray", job, (60, 160))
     assert job.figures()["ending"] == "completed"
@@ -297,7 +297,7 @@ def test_workers_that_cannot_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_job_that_is_to_end_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     away(monkeypatch)
-    monkeypatch.setattr(Worker, "answer", lambda self, chunk: time.sleep(60))
+    monkeypatch.setattr(Worker, "answer", lambda self, chunk: time.sleep(200))
     write_questions(tmp_path / "in.jsonl", ROWS)
     stop, began = threading.Event(), time.monotonic()
     threading.Timer(0.5, stop.set).start()
@@ -313,7 +313,7 @@ def test_a_job_that_is_to_end_does_not_wait_for_ever(tmp_path: Path, monkeypatch
         drain_seconds=0.5,
     )
     assert done.job.ending == "drained"
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 150
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from viaticum.jobs import Job
 ROWS, KILLS = 60, 10
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("form", "points"),
     [
@@ -61,7 +61,7 @@ def test_killed_at_every_step(tmp_path: Path, form: str, points: Sequence[int]) 
 def test_killed_ten_times(tmp_path: Path) -> None:
     rng, kills = random.Random(7), 0
     write_questions(tmp_path / "in.jsonl", ROWS)
-    with batch_provider(pace=0.15) as server, job_server() as jobs:
+    with batch_provider(pace=0.3) as server, job_server() as jobs:
         server.pause = 0.02
         for _ in range(4 * KILLS):
             if kills == KILLS:

@@ -25,7 +25,7 @@ QUESTIONS, AT_ONCE = 48, 4
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KindServer]:
     monkeypatch.setenv("STUB_KEY", KEY)
-    with running_server(KindServer(pause=0.01)) as state:
+    with running_server(KindServer(pause=0.05)) as state:
         assert isinstance(state, KindServer)
         write_catalogue(tmp_path / "catalogue.toml", state, retries=0)
         write_questions(tmp_path / "questions.csv", QUESTIONS)
@@ -42,7 +42,7 @@ def ended_after(requests: int, number: int, server: KindServer, folder: Path) ->
         time.sleep(0.02)
     assert process.pid is not None
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(120)
     return process.exitcode
 
 
@@ -64,6 +64,7 @@ def test_killed_twice_no_call_is_paid_for_twice(server: KindServer, tmp_path: Pa
         assert ended_after(requests, signal.SIGKILL, server, tmp_path) == -signal.SIGKILL
         settled = {texts[key.split("/")[1].split()[0]] + key.split()[1] for key in paid(tmp_path)}
         before = len(server.requests)
+    server.pause = 0.0
     whole = bought(opened(tmp_path, concurrency=AT_ONCE))
     assert len(whole.outcomes) == 2 * QUESTIONS
     keys = paid(tmp_path)
@@ -80,6 +81,7 @@ def test_interrupted_it_ends_its_running_calls_and_goes_on(server: KindServer, t
     assert ended_after(20, signal.SIGINT, server, tmp_path) == 3
     known = len(paid(tmp_path))
     assert 20 <= known == len(server.requests) < 2 * QUESTIONS
+    server.pause = 0.0
     whole = bought(opened(tmp_path, concurrency=AT_ONCE))
     assert len(whole.outcomes) == len(server.requests) == len(set(paid(tmp_path))) == 2 * QUESTIONS
     assert max(asked(server).values()) == 1

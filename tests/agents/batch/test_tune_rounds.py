@@ -205,13 +205,13 @@ def test_an_answer_without_a_verdict_is_no_outcome(tmp_path: Path) -> None:
 
 def test_where_the_time_is_up_what_was_bought_is_kept(tmp_path: Path) -> None:
     began = time.monotonic()
-    job = tuning(tmp_path, pause=0.05, seconds=0.4, concurrency=1)
+    job = tuning(tmp_path, pause=0.1, seconds=2.0, concurrency=1)
     found = bought(job)
     assert found.late
     assert 0 < len(found.outcomes) < 2 * 48
     assert not found.stopped
     assert bought(tuning(tmp_path)).outcomes[: len(found.outcomes)]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
 
 
 def test_what_cannot_be_told_apart_is_not_said_to_pay(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ async def test_a_call_that_fails_is_free(server: FormsServer) -> None:
                 assert response.status == 503
             with pytest.raises(aiohttp.ClientResponseError):
                 await session.post(url_of(server, "generateContent"), json=GEMINI, raise_for_status=True)
-            await asyncio.sleep(0.05)  # aiohttp frees the connection once its writer has ended
+            for _ in range(10):
+                await asyncio.sleep(0.02)  # aiohttp frees the connection once its writer has ended
             with pytest.raises(aiohttp.ClientConnectorError):
                 await session.post("http://127.0.0.1:9/v1beta/models/small:generateContent", json=GEMINI)
     assert (budget.left().posted_nanousd, budget.left().held_nanousd) == (0, 0)

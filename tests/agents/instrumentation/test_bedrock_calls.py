@@ -41,7 +41,7 @@ def server(running: BedrockServer) -> BedrockServer:
 def client_of(url: str) -> Any:
     """boto3's client, without any file or variable of this machine."""
     session = boto3.session.Session(aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
-    config = Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=5)
+    config = Config(retries={"max_attempts": 0}, connect_timeout=60, read_timeout=60)
     return session.client("bedrock-runtime", endpoint_url=url, config=config)
 
 

@@ -25,6 +25,7 @@ from viaticum.agents.integrations.run_deadlines import RunDeadlines
 from viaticum.budgets import Ledger
 from viaticum.errors import DeadlineExceeded, DecisionNeeded
 
+
 class FakeTime:
     """Time that goes on only when a test lets it: also what the ledger notes of calls."""
 

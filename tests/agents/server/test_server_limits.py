@@ -370,9 +370,7 @@ def test_one_key_does_not_take_all_places(tmp_path: Path, monkeypatch: pytest.Mo
         modest, _ = server.keys.create("modest")
 
         def ask(key: str, model: str) -> int:
-            return server.ask(
-                model, max_tokens=5, headers={"authorization": f"Bearer {key}"}
-            ).status_code
+            return server.ask(model, max_tokens=5, headers={"authorization": f"Bearer {key}"}).status_code
 
         calls = [clients.submit(ask, greedy, "slow") for _ in range(3)]
         wait_until(lambda: server.service.limiter.queued == 2)
