@@ -6,7 +6,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# Retries and seconds of a registry that is slow for a while.
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check --retries 10 --timeout 60 -c constraints.txt
 
 # One stamp a set of extras: the demo does not wait for the test tools.
 LOCAL := $(VENV)/.viaticum-local

@@ -113,7 +113,7 @@ def test_a_pool_and_a_server_that_drop_connections_lose_nothing(pool: str, postg
     stop = threading.Event()
 
     def drops() -> None:
-        """Again and again, each time once an entry was made since the last: else a slow machine has no chance."""
+        """Again and again, each time once an entry was made since: a slow machine has a chance, too."""
         made = -1
         with psycopg.connect(postgres, autocommit=True) as shell:
             while not stop.wait(0.1):

@@ -23,6 +23,7 @@ from viaticum.reports.page import DARK, GROUNDS, table_html
 from viaticum.reports.sections import Table
 from viaticum.reports.site import build_site
 
+PATIENCE = 200_000  # milliseconds that the browser may take on a busy machine
 NASTY = (
     '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %} ${1} </style></title>&amp;'
 )
@@ -38,7 +39,10 @@ def browser() -> Iterator[Any]:
         pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(
-            executable_path=str(program), args=list(chromium.ARGUMENTS), env=chromium.environment()
+            executable_path=str(program),
+            args=list(chromium.ARGUMENTS),
+            env=chromium.environment(),
+            timeout=PATIENCE,
         )
 
 
@@ -116,6 +120,7 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Any]:
         )
         contexts.append(context)
         page, heard = context.new_page(), list[str]()
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: heard.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: heard.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
@@ -159,6 +164,7 @@ def test_the_browser_would_have_told(browser: Any, tmp_path: Path) -> None:
     page, heard = browser.new_page(), list[str]()
     page.on("pageerror", lambda error: heard.append("error"))
     page.on("request", lambda request: heard.append(request.url))
+    page.set_default_timeout(PATIENCE)
     page.goto((tmp_path / "bad.html").as_uri())
     page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
     found = page.evaluate("async () => (await axe.run()).violations.map(each => each.id)")
@@ -197,6 +203,7 @@ def test_the_page_would_not_run_what_slipped_through(
     )
     page, heard = browser.new_page(), list[str]()
     page.on("requestfailed", lambda request: heard.append(f"{request.url} {request.failure}"))
+    page.set_default_timeout(PATIENCE)
     page.goto((tmp_path / "hole.html").as_uri())
     assert page.evaluate("window.ran") is None
     assert heard == ["http://example.invalid/x.png csp"]

@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from patience import patiently
 from platformdirs import user_cache_path
 
 PACKAGE, VERSION = "@sparticuz/chromium", "147.0.0"
@@ -104,13 +105,14 @@ def _from_debian() -> None:
         "stdout": subprocess.DEVNULL,
         "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
     }
-    subprocess.run(["apt-get", "update", "-qq"], **quiet)  # type: ignore[call-overload]
-    subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"], **quiet)  # type: ignore[call-overload]
+    apt = ["apt-get", "-qq", "-o", "Acquire::Retries=3"]
+    subprocess.run([*apt, "update"], **quiet)  # type: ignore[call-overload]
+    subprocess.run([*apt, "install", "-y", "--no-install-recommends", "chromium"], **quiet)  # type: ignore[call-overload]
 
 
 if __name__ == "__main__":
     try:
-        print(find() or fetch())
+        print(find() or patiently(fetch))
     except RuntimeError as error:
         sys.stderr.write(f"no Chromium for the tests of reports ({error}); set VIATICUM_CHROMIUM to one\n")
         sys.exit(1 if os.environ.get("CI") else 0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from patience import patiently
 from platformdirs import user_cache_path
 from ports import free_port
 from psycopg.conninfo import conninfo_to_dict
@@ -175,7 +176,7 @@ def _await(pool: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        print(find() or fetch())
+        print(find() or patiently(fetch))
     except RuntimeError as error:
         sys.stderr.write(f"no PgBouncer for the tests of the ledger ({error}); set VIATICUM_PGBOUNCER\n")
         sys.exit(1 if os.environ.get("CI") else 0)
