@@ -6,9 +6,11 @@ import io
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from viaticum.commands import progress
 from viaticum.commands.progress import ProgressBar, StatusLine, loading_shown
 from viaticum.models.loading import loading_told
 
@@ -18,7 +20,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_stage_writes_its_first_and_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_writes_its_first_and_its_last_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 100.0))
     with ProgressBar() as bar:
         for done in (1, 2, 3):
             bar.report("texts", done, 3)
@@ -78,7 +83,7 @@ def test_weights_that_load_are_told_on_stderr(tmp_path: Path, capsys: pytest.Cap
         with ProgressBar(lines=False), pytest.raises(MemoryError), loading_told("failed", tmp_path):
             raise MemoryError
     load("after", tmp_path)
-    assert [re.sub(r"\d\.\d s", "0 s", line) for line in capsys.readouterr().err.splitlines()] == [
+    assert [re.sub(r"\d+\.\d s", "0 s", line) for line in capsys.readouterr().err.splitlines()] == [
         "loading alone: 1.5 MB",
         "alone is loaded, after 0 s",
         "loading failed: 1.5 MB",
