@@ -86,8 +86,9 @@ def test_a_model_passed_in_code_is_a_candidate_with_its_own_price(tmp_path: Path
 
 
 def test_what_cannot_be_used_is_left_out_and_logged_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("viaticum.models.usable.RECHECK_SECONDS", 1000.0)  # however long this takes
     specs = (remote("far"), scripted("free", "1", input_price=None, output_price=None), scripted("open", "1"))
     with caplog.at_level(logging.INFO, "viaticum"), client(tmp_path, *specs) as viaticum:
         for question in ("2+2?", "1+3?", "8/2?"):

@@ -73,7 +73,7 @@ def nearby(servers: tuple[OpenAIServer, OpenAIServer]) -> OpenAIServer:
 
 @pytest.fixture
 def catalogue(abroad: OpenAIServer, nearby: OpenAIServer) -> Catalogue:
-    fields: dict[str, Any] = {"max_retries": 0, "timeout_seconds": 5}
+    fields: dict[str, Any] = {"max_retries": 0, "timeout_seconds": 60}
     home = spec("home", "scripted", text="The answer is 5, from home.")
     return Catalogue(
         [
