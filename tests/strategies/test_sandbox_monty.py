@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def own_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[MontySandbox, 
 def test_a_worker_that_hangs_is_killed(own_worker: tuple[MontySandbox, int]) -> None:
     """The interpreter cannot stop itself here: its process is frozen, as a bug in it might leave it."""
     own, pid = own_worker
-    freezer = threading.Thread(target=lambda: os.kill(busy([pid]), signal.SIGSTOP))
+    freezer = threading.Thread(target=lambda: os.kill(busy(lambda: [pid]), signal.SIGSTOP))
     freezer.start()
     result = own.run("while True:\n    pass", Limits(seconds=1.0))
     freezer.join()
@@ -116,7 +117,7 @@ def test_more_than_a_minute_is_refused(sandbox: Sandbox) -> None:
 
 
 def test_a_worker_that_dies_is_replaced(sandbox: Sandbox) -> None:
-    killer = threading.Thread(target=lambda: os.kill(busy(_children("monty")), 9))
+    killer = threading.Thread(target=lambda: os.kill(busy(lambda: _children("monty"), 0.2), 9))
     killer.start()
     result = sandbox.run("while True:\n    pass", Limits(seconds=60.0))
     killer.join()
@@ -154,17 +155,16 @@ def test_the_error_names_what_to_install() -> None:
     assert "pip install 'viaticum[sandbox]'" in done.stdout
 
 
-def busy(pids: list[int]) -> int:
-    """The first of these processes that is at work for a few hundredths of a second."""
-
-    def ticks(pid: int) -> int:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
-
-    before, end = {pid: ticks(pid) for pid in pids}, time.monotonic() + 60
+def busy(pids: Callable[[], list[int]], seconds: float = 0.03) -> int:
+    """The first of these processes that has been at work for so long from now on: a program runs in it."""
+    before, end = dict[int, int](), time.monotonic() + 60
+    least = seconds * os.sysconf("SC_CLK_TCK")
     while time.monotonic() < end:
-        for pid, used in before.items():
-            if ticks(pid) > used + 3:
-                return pid
+        for pid in pids():
+            with suppress(OSError):  # it has just ended
+                ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+                if ticks > before.setdefault(pid, ticks) + least:
+                    return pid
         time.sleep(0.005)
     raise AssertionError("none is at work")
 
