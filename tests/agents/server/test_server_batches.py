@@ -612,7 +612,7 @@ def test_lines_that_wait_lose_the_rights_that_their_key_loses(
         if waits_for == "slot":
             live.start()
             wait_until(lambda: server.service.limiter.running > 0)
-        far.script = [(503, {"retry-after": "60"}, "away")]
+        far.script = [(503, {"retry-after": "60"}, "away")] * 8
         price = Price(WORD * 10**6, WORD * 10**6)
         ledger.reserve("team", "held", {"fast": TokenCount(1000, 0)}, {"fast": price})
         model = "far" if waits_for == "provider" else "fast"
@@ -638,7 +638,7 @@ def test_lines_that_wait_lose_the_rights_that_their_key_loses(
             live.join()
         else:
             assert len(ledger.entries()) == posted
-        assert server.service.limiter.running == 0
+        wait_until(lambda: server.service.limiter.running == 0)
 
 
 def test_lines_keep_the_rate_and_the_models_of_their_key(tmp_path: Path) -> None:
