@@ -25,7 +25,6 @@ REFRESH_SECONDS = 1.0
 RENEW_SECONDS = 8.0
 CLEAN_SECONDS = 3_600.0
 MAX_RUNNING = 4  # batches of a key at once; others wait for one to end
-TURNS = 2  # lines of all batches in memory, as a multiple of those that may run
 LONGEST_PAUSE = 60.0  # before a batch that failed for a reason of this machine is begun again
 _log = logging.getLogger("viaticum.server")
 
@@ -35,7 +34,7 @@ class BatchRunner:
 
     def __init__(self, service: Service, store: BatchStore, answers: LineAnswers) -> None:
         self.service, self.store, self.answers = service, store, answers
-        self.turns = LineTurns(TURNS * service.limiter.max_background)
+        self.turns = LineTurns(service.limiter.max_background)
         self._owner = ""
         self._runs: dict[str, BatchRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}

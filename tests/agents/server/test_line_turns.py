@@ -146,7 +146,7 @@ def test_the_lines_of_all_batches_are_bounded_together(tmp_path: Path, made: lis
             assert done.status == "completed"
             assert rows(client, done.output_file_id).keys() == {str(n) for n in range(lines)}
         (turns,) = made
-        assert turns.most == 2 * server.service.limiter.max_background == 6
+        assert turns.most == server.service.limiter.max_background == 3
         assert 1 < turns.peak <= turns.most + keys  # type: ignore[attr-defined]
         assert turns.taken == 0
         server.assert_settled()
