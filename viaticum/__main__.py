@@ -15,7 +15,8 @@ def main() -> None:
     try:
         command()
     finally:  # nothing is left but Python's own end, which would tell of an interrupt as of a fault
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ class PrivateStore(ABC):
         self._lock = threading.Lock()
         with self._as_ledger_error():
             self._db = private_database(path)
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -64,14 +68,15 @@ class PrivateStore(ABC):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """One transaction, which begins as a writer's; within `_in_use`."""
+        """One transaction, which begins as a writer's; within `_in_use`. One that cannot end is undone."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # some errors, such as of a full disk, have ended it
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _row(self, query: str, *values: Any) -> Any:
         """The first row of a query; None where there is none."""

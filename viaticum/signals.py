@@ -90,7 +90,10 @@ class SignalHandler:
     def _watch(self, reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
-                self._handle(number[0])
+                try:
+                    self._handle(number[0])
+                except Exception:  # told as one of a thread is; the next signal is heard all the same
+                    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self._thread)))
 
 
 class CommandInterrupts:

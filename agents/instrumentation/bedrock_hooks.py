@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import ModuleType
@@ -44,6 +45,7 @@ _NOT_SENT = (
     *("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "SSLError"),
 )
 _HEADERS = ("x-amzn-bedrock-input-token-count", "x-amzn-bedrock-output-token-count")
+_registering = threading.Lock()
 
 
 def hook(module: ModuleType) -> None:
@@ -78,10 +80,15 @@ def _call(wrapped: Any, client: Any, args: Any, options: Any) -> Any:
 
 
 def _watch_attempts(client: Any) -> None:
-    """Have a client tell of each attempt; once for each client."""
+    """Have a client tell of each attempt; once for each client.
+
+    botocore's own check for an id that is known is no check among threads: an attempt that is told twice is
+    held twice.
+    """
     events = client.meta.events
-    events.register(f"before-send.{SERVICE}", _begin_attempt, unique_id="viaticum-begin")
-    events.register(f"response-received.{SERVICE}", _end_attempt, unique_id="viaticum-end")
+    with _registering:
+        events.register(f"before-send.{SERVICE}", _begin_attempt, unique_id="viaticum-begin")
+        events.register(f"response-received.{SERVICE}", _end_attempt, unique_id="viaticum-end")
 
 
 def _begin_attempt(event_name: str, **_: Any) -> None:

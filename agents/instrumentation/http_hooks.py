@@ -132,10 +132,8 @@ def _is_json(request: Any) -> bool:
 
 def _payer_of(request: Any) -> Payer | None:
     """Who pays for a request; None where nobody does, or it cannot be a call that costs."""
-    opens = (
-        request.headers.get("upgrade", "").lower() == "websocket"
-    )  # through which calls go that nobody sees
-    return payer_for(str(request.url)) if request.method == "POST" or opens else None
+    is_socket = request.headers.get("upgrade", "").lower() == "websocket"  # nobody sees the calls in it
+    return payer_for(str(request.url)) if request.method == "POST" or is_socket else None
 
 
 def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:

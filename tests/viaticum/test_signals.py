@@ -113,10 +113,32 @@ def test_a_signal_of_a_forked_child_is_not_its_parent_s() -> None:
     with SignalHandler(received.append, (signal.SIGTERM,)):
         child = os.fork()
         if child == 0:
-            send(signal.SIGTERM)
-            os._exit(7 if received == [signal.SIGTERM] else 8)
+            try:
+                send(signal.SIGTERM)
+            finally:
+                os._exit(7 if received == [signal.SIGTERM] else 8)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert received == []
+
+
+def test_a_function_that_fails_is_told_and_hears_the_next_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else that would break a pipe in the main thread, wherever it is."""
+    told: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: told.append(failed.exc_value))
+    received: list[int] = []
+
+    def fail(number: int) -> None:
+        received.append(number)
+        raise ValueError("no such window")
+
+    with SignalHandler(fail, (signal.SIGTERM,)):
+        for count in (1, 2):
+            send(signal.SIGTERM)
+            until = time.monotonic() + 30
+            while len(told) < count and time.monotonic() < until:
+                time.sleep(0.01)
+    assert received == [signal.SIGTERM] * 2
+    assert [str(error) for error in told] == ["no such window"] * 2
 
 
 class Dropping:
@@ -126,15 +148,18 @@ class Dropping:
         send(signal.SIGINT)
 
 
+def drop_and_wait() -> None:
+    Dropping()
+    time.sleep(60)
+
+
 @pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_that_a_finalizer_dropped_is_raised_again() -> None:
     reports: list[object] = []
     former, sys.unraisablehook = sys.unraisablehook, reports.append
     try:
-        with CommandInterrupts() as found:
-            Dropping()
-            with pytest.raises(KeyboardInterrupt):
-                time.sleep(60)
+        with CommandInterrupts() as found, pytest.raises(KeyboardInterrupt):
+            drop_and_wait()
     finally:
         sys.unraisablehook = former
     assert found.happened
@@ -242,3 +267,24 @@ def test_an_interrupt_while_the_command_line_is_loaded_ends_without_a_traceback(
         [sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (130, "")
+
+
+IGNORING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from viaticum.__main__ import main
+sys.argv = ["viaticum", "--help"]
+try:
+    main()
+finally:
+    signal.raise_signal(signal.SIGINT)
+    print("went on")
+"""
+
+
+def test_a_command_in_the_background_ignores_interrupts_to_its_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IGNORING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("went on\n")

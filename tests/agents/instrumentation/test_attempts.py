@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from decimal import Decimal
@@ -13,6 +14,7 @@ import aiohttp
 import anthropic
 import boto3
 import botocore.client
+import botocore.hooks
 import httpx
 import litellm
 import openai
@@ -163,6 +165,33 @@ def test_outside_a_budget_attempts_are_as_they_were(bedrock: BedrockServer) -> N
         client.converse(**asks("converse"))
     assert len(bedrock.calls) == 3
     assert budget.calls == {"small": 1}
+
+
+def test_threads_that_share_a_new_client_hold_each_attempt_once(
+    bedrock: BedrockServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """botocore lets each thread register that passes its check before the first one is through."""
+    append = botocore.hooks._PrefixTrie.append_item
+
+    def slowly(*args: Any, **options: Any) -> None:
+        threading.Event().wait(0.05)
+        append(*args, **options)
+
+    monkeypatch.setattr(botocore.hooks._PrefixTrie, "append_item", slowly)
+    with viaticum.budget("1", prices=PRICES) as budget, closing(boto(bedrock.url)) as client:
+        together = threading.Barrier(4)
+
+        def ask() -> None:
+            together.wait(30)
+            client.converse(**asks("converse"))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(bedrock.calls) == budget.calls.total() == 4
+    assert budget.left().posted_usd == 4 * COST
 
 
 class Retrying(httpx.BaseTransport):
