@@ -85,24 +85,29 @@ def test_batch_takes_questions_only_when_there_is_room(tmp_path: Path) -> None:
             next(viaticum.batch(["x"], concurrency=0))
 
 
-def slow_questions(count: int) -> Iterator[str]:
-    for number in range(count):
-        time.sleep(0.1)
+DEADLINE = 2.0  # seconds of a batch whose later questions come after it
+
+
+def slow_questions() -> Iterator[str]:
+    for number in range(12):
+        if number == 4:
+            time.sleep(DEADLINE)
         yield f"twice {number}?"
 
 
 async def test_after_its_deadline_a_batch_begins_no_further_question(tmp_path: Path) -> None:
     async def asynchronous() -> AsyncIterator[str]:
         for number in range(12):
-            await asyncio.sleep(0.1)
+            if number == 4:
+                await asyncio.sleep(DEADLINE)
             yield f"twice {number}?"
 
     with client(tmp_path) as viaticum:
         for got in (
-            dict(viaticum.batch(slow_questions(12), concurrency=1, deadline=0.6)),
+            dict(viaticum.batch(slow_questions(), concurrency=1, deadline=DEADLINE)),
             {
                 index: each
-                async for index, each in viaticum.abatch(asynchronous(), concurrency=1, deadline=0.6)
+                async for index, each in viaticum.abatch(asynchronous(), concurrency=1, deadline=DEADLINE)
             },
         ):
             begun = [index for index, each in got.items() if isinstance(each, Answer)]
@@ -111,7 +116,7 @@ async def test_after_its_deadline_a_batch_begins_no_further_question(tmp_path: P
             assert begun
             assert late
             assert max(begun) < min(late)
-            assert "0.6 seconds (deadline) are over" in str(got[11])
+            assert "2 seconds (deadline) are over" in str(got[11])
         answered = list(viaticum.batch(["twice 1?", "twice 2?"], deadline=60))
         assert all(isinstance(each, Answer) for _, each in answered)
         check(viaticum)
