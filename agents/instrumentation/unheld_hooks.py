@@ -30,7 +30,7 @@ def _watch_urllib3(module: ModuleType) -> None:
     def urlopen(wrapped: Any, pool: Any, args: Any, options: Any) -> Any:
         verb = args[0] if args else options["method"]
         path = args[1] if len(args) > 1 else options.get("url", "/")
-        url = path if "://" in path else f"{pool.scheme}://{pool.host}{path}"
+        url = path if path.startswith("http") else f"{pool.scheme}://{pool.host}{path}"
         with telling("urllib3", verb, url):
             return wrapped(*args, **options)
 
@@ -42,7 +42,7 @@ def _watch_http_client(module: ModuleType) -> None:
         verb = args[0] if args else options["method"]
         path = args[1] if len(args) > 1 else options["url"]
         host = getattr(connection, "_tunnel_host", None) or connection.host  # through a proxy
-        tell("http.client", verb, path if "://" in path else f"https://{host}{path}")
+        tell("http.client", verb, path if path.startswith("http") else f"https://{host}{path}")
         return wrapped(*args, **options)
 
     wrapt.wrap_function_wrapper(module, "HTTPConnection.putrequest", putrequest)

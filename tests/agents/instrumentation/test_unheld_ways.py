@@ -133,6 +133,18 @@ def test_python_s_own_client_is_refused_or_told_once(server: FormsServer) -> Non
     ]
 
 
+@pytest.mark.usefixtures("provider")
+def test_an_address_in_a_query_hides_no_provider(server: FormsServer) -> None:
+    url = f"{server.url}/v1/chat/completions?from=https://example.com"
+    with viaticum.budget("1", prices=PRICES) as budget:
+        with pytest.raises(URLError, match="viaticum"):
+            urllib.request.urlopen(url, b"{}", timeout=20)
+        with pytest.raises(requests.ConnectionError, match="viaticum"):
+            requests.post(url, json=CHAT, timeout=20)
+    assert server.calls == []
+    assert budget.refused.total() == 2
+
+
 @pytest.mark.parametrize(
     "more",
     [
