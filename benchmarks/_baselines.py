@@ -1,4 +1,4 @@
-"""Baseline routers on one split of an outcome table: random, static, nearest neighbours, logistic, cascade.
+"""Baseline routers on one split of an outcome table: random, static, neighbours, logistic, forest, cascade.
 
 Each gets what the learned router gets: the training outcomes, the same embeddings and the same margin under a
 budget. Parameters (cost weight, k, penalty) are tuned on training questions that the predictions were not
@@ -8,8 +8,10 @@ only to score the choices.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,8 +19,11 @@ from viaticum.routers.query.evaluate import BUDGETS, MARGIN, best_mixture
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
 from viaticum.routers.query.plans import IndexedPlan, simulate
 
-COST_WEIGHTS = np.geomspace(0.1, 1e5, 120).tolist()  # values of a dollar in units of accuracy
+COST_WEIGHTS = np.geomspace(0.01, 1e5, 140).tolist()  # values of a dollar in units of accuracy
 NEIGHBOURS = (5, 10, 25, 50, 100, 200, 400, 800)
+LEAVES = (3, 10, 30)  # least questions of a forest's leaf
+TREES, COMPONENTS = 100, 60
+FIRST_PAIRS = 8  # of the cheapest pairs two begin a cascade
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # scikit-learn's C
 Results = tuple[Array, Array]  # correct or not [Q] (or the probability of it), dollars [Q]
 Curve = list[Results | None]  # for each budget; None: nothing is so cheap
@@ -36,6 +41,7 @@ class Split:
         inner: mask of the training questions that parameters are tuned on.
         numbers: of the test questions in the whole table, by which seeds that share a question are matched.
         seed: seed of the split.
+        budgets: mean dollars a question.
     """
 
     train: OutcomeMatrix
@@ -45,6 +51,7 @@ class Split:
     inner: Array
     numbers: Array
     seed: int
+    budgets: tuple[float, ...] = BUDGETS
 
 
 def planned(budget: float) -> float:
@@ -63,7 +70,11 @@ def results_of(matrix: OutcomeMatrix, chosen: Array) -> Results:
 
 
 def operating_points(
-    probabilities: Array, costs: Array, matrix: OutcomeMatrix, cost_weights: Sequence[float]
+    probabilities: Array,
+    costs: Array,
+    matrix: OutcomeMatrix,
+    cost_weights: Sequence[float],
+    budgets: Sequence[float] = BUDGETS,
 ) -> list[tuple[Array, float] | None]:
     """For each budget the most accurate mixture of cost weights on these questions, by actual mean cost.
 
@@ -71,7 +82,7 @@ def operating_points(
     """
     results = [results_of(matrix, choose_pairs(probabilities, costs, weight)) for weight in cost_weights]
     correct, cost = (np.stack(each, 1) for each in zip(*results, strict=True))
-    shares = [best_mixture(correct, cost, planned(budget)) for budget in BUDGETS]
+    shares = [best_mixture(correct, cost, planned(budget)) for budget in budgets]
     return [None if each is None else (each, float(correct.mean(0) @ each)) for each in shares]
 
 
@@ -97,7 +108,7 @@ def tuned(
     tried = {}
     for value in values:
         predictions = make(split.x_train[~inner], train, value)(split.x_train[inner])
-        points = operating_points(*predictions, validation, COST_WEIGHTS)
+        points = operating_points(*predictions, validation, COST_WEIGHTS, split.budgets)
         tried[value] = (np.mean([point[1] if point else 0.0 for point in points]), points)
     best = max(values, key=lambda value: tried[value][0])
     return curve(make(split.x_train, split.train, best), split, tried[best][1], COST_WEIGHTS), best
@@ -138,12 +149,83 @@ def logistic(x: Array, matrix: OutcomeMatrix, penalty: float) -> Predict:
     return predict
 
 
+def lexical_counts(texts: Sequence[str]) -> Array:
+    """What can be counted in a question, logarithms of one more [Q, F]."""
+    patterns = [
+        r"\w+",
+        r"\d+",
+        r"[A-Z]",
+        r"\n",
+        r"[.!?]",
+        r",",
+        r"\?",
+        r"[=+*/^<>]",
+        r"[$%]",
+        r"[()\[\]{}]",
+        r"\\",
+    ]
+    patterns += [rf"\b(?i:{words})\b" for words in _WORDS]
+    counts = [[len(text), *(len(re.findall(pattern, text)) for pattern in patterns)] for text in texts]
+    return np.log1p(np.array(counts, dtype=np.float64))
+
+
+_WORDS = (
+    "how many|how much",
+    "each|every|per",
+    "more|less|than|fewer",
+    "if|then|when|unless",
+    "not|no|never|except|none",
+    "all|some|any",
+    "is|are|was|were",
+    "he|she|his|her|him",
+    "why|because|therefore",
+    "which|what|who",
+    "half|twice|third|quarter|percent|ratio",
+    "hour|day|week|year|minute|month|date",
+)
+
+
+def with_lexical(split: Split) -> Split:
+    """The split with lexical counts beside the embeddings."""
+    train, test = (
+        np.hstack((x, lexical_counts(matrix.texts)))
+        for x, matrix in ((split.x_train, split.train), (split.x_test, split.test))
+    )
+    return replace(split, x_train=train, x_test=test)
+
+
+def forest(x: Array, matrix: OutcomeMatrix, leaf: float) -> Predict:
+    """Extremely randomised trees on principal components of the embedding and lexical counts.
+
+    One forest for probabilities and costs of all pairs; x: `with_lexical` [Q, D + F].
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    pairs, counts = len(matrix.pairs), lexical_counts(("",)).shape[1]
+    size = min(COMPONENTS, len(x) - 1)
+    components = PCA(size, random_state=0).fit(x[:, :-counts])
+
+    def features(asked: Array) -> Array:
+        return np.hstack((components.transform(asked[:, :-counts]), asked[:, -counts:]))
+
+    scale = matrix.cost.std(0) + 1e-12
+    model = ExtraTreesRegressor(TREES, min_samples_leaf=int(leaf), max_features=0.3, random_state=0)
+    model.fit(features(x), np.hstack((matrix.correct, 0.3 * matrix.cost / scale)))
+
+    def predict(asked: Array) -> tuple[Array, Array]:
+        means = model.predict(features(asked))
+        return means[:, :pairs], means[:, pairs:] * scale / 0.3
+
+    return predict
+
+
 def random_pairs(split: Split) -> Curve:
     """A random pair among the cheapest, as many as the budget allows on average by their training cost."""
     order = np.argsort(split.train.cost.mean(0), kind="stable")
     means = np.cumsum(split.train.cost.mean(0)[order]) / np.arange(1, len(order) + 1)
     result: Curve = []
-    for budget in BUDGETS:
+    for budget in split.budgets:
         among = order[: int((means <= planned(budget)).sum())]
         result.append(
             (split.test.correct[:, among].mean(1), split.test.cost[:, among].mean(1)) if len(among) else None
@@ -153,7 +235,9 @@ def random_pairs(split: Split) -> Curve:
 
 def static_hull(split: Split) -> Curve:
     """The mixture of pairs that was best on the training outcomes, whatever the question."""
-    shares = [best_mixture(split.train.correct, split.train.cost, planned(budget)) for budget in BUDGETS]
+    shares = [
+        best_mixture(split.train.correct, split.train.cost, planned(budget)) for budget in split.budgets
+    ]
     return [None if each is None else (split.test.correct @ each, split.test.cost @ each) for each in shares]
 
 
@@ -169,7 +253,7 @@ def oracle(split: Split) -> Curve:
     extra = np.where(solvable, extra, 0.0)
     spent = (lowest.sum() + np.cumsum(extra[order])) / len(cost)
     result: Curve = []
-    for budget in BUDGETS:
+    for budget in split.budgets:
         if lowest.mean() > budget:
             result.append(None)
             continue
@@ -187,6 +271,26 @@ def cascade(split: Split, plan: IndexedPlan) -> tuple[Results, float]:
     return (correct, cost), float(simulate(plan, train.correct, train.cost, train.answers)[1].mean())
 
 
-def fixed(results: Results, expected: float) -> Curve:
+def best_cascade(train: OutcomeMatrix) -> IndexedPlan | None:
+    """The cheapest cascade of three pairs that is as accurate as the best pair, on training questions.
+
+    Two of the cheapest pairs, and where their answers differ a third. Where none is as accurate, the most
+    accurate one; None for a table without answers.
+    """
+    if (train.answers < 0).all() or len(train.pairs) < 3:
+        return None
+    cheap = np.argsort(train.cost.mean(0), kind="stable")[:FIRST_PAIRS].tolist()
+    found = []
+    for first, second in itertools.permutations(cheap, 2):
+        for third in set(range(len(train.pairs))) - {first, second}:
+            correct, cost, _ = simulate(((first, second, third), 2), train.correct, train.cost, train.answers)
+            found.append((float(correct.mean()), float(cost.mean()), (first, second, third)))
+    aim = float(train.correct.mean(0).max())
+    enough = [each for each in found if each[0] >= aim]
+    order = min(enough, key=lambda each: each[1])[2] if enough else max(found, key=lambda each: each[0])[2]
+    return order, 2
+
+
+def fixed(results: Results, expected: float, budgets: Sequence[float] = BUDGETS) -> Curve:
     """A router with one operating point: its results at every budget that covers its expected cost."""
-    return [results if expected <= planned(budget) else None for budget in BUDGETS]
+    return [results if expected <= planned(budget) else None for budget in budgets]

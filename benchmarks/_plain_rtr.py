@@ -145,7 +145,8 @@ def plain_rtr(
         return probabilities, length * price
 
     def tuned_curve(predict: Predict, cost_weights: Array) -> Curve:
-        points = operating_points(*predict(split.x_train[inner]), train.select(inner), cost_weights.tolist())
-        return curve(predict, split, points, cost_weights.tolist())
+        weights = cost_weights.tolist()
+        points = operating_points(*predict(split.x_train[inner]), train.select(inner), weights, split.budgets)
+        return curve(predict, split, points, weights)
 
     return tuned_curve(by_tokens, LAMBDAS), tuned_curve(by_price, COST_WEIGHTS), epochs

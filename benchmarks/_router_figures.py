@@ -47,8 +47,8 @@ class Evaluated:
         rows = np.arange(len(chosen))
         return self.correct[rows, chosen], self.cost[rows, chosen]
 
-    def curve(self) -> Curve:
-        return [self.at(planned(budget)) for budget in BUDGETS]
+    def curve(self, budgets: Sequence[float] = BUDGETS) -> Curve:
+        return [self.at(planned(budget)) for budget in budgets]
 
 
 def paired(differences: Sequence[Array], numbers: Sequence[Array]) -> dict[str, float]:
@@ -69,7 +69,7 @@ def points(
 ) -> list[dict[str, Any]]:
     """For each budget the means over seeds, and the reference minus them; None where nothing is so cheap."""
     result: list[dict[str, Any]] = []
-    for index, budget in enumerate(BUDGETS):
+    for index, budget in enumerate(splits[0].budgets):
         results = [curve[index] for curve in curves]
         point: dict[str, Any] = {"budget": budget, "accuracy": None, "cost": None}
         known = [each for each in results if each is not None]

@@ -16,8 +16,14 @@ taken at the actual cost. --ablation: each addition left out. --llmrouter: the r
 installed into a temporary virtual environment (minutes). --speed: milliseconds of one choice, rows a second,
 seconds of fitting.
 
+--data FOLDER: four tables of that folder in place of one (`_router_data`), of each the half that everything
+is chosen on or, once, the one that is kept aside; splits by seed with all baselines, kinds left out, few
+questions. Each part is kept in --work, so that a run that was ended goes on; --minutes ends it. The page is
+made of all parts that are there.
+
     viaticum models pull all-minilm-l6-v2
     python benchmarks/routers.py OUTCOMES --prices PRICES.json [--seeds 3] [--json] [--ablation] ...
+    python benchmarks/routers.py --data FOLDER --half choose --work WORK [--page PAGE.md] [--json] ...
 """
 
 from __future__ import annotations
@@ -54,9 +60,13 @@ from _baselines import (
 )
 from _llmrouter import install, routes
 from _plain_rtr import Descriptions, plain_rtr
+from _router_data import HALVES, SOURCES
 from _router_figures import SCALARS, Evaluated, beyond_hull, means, minus_hull, points, same_cost
+from _router_page import figures, page
+from _router_runs import run_all
 from _router_speed import speed
 from _router_tables import show
+from _router_units import PARTS
 
 from viaticum.errors import InputError
 from viaticum.outcomes import read_outcomes
@@ -312,8 +322,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("outcomes", type=Path, help="an outcome table: JSONL or Parquet")
-    parser.add_argument("--prices", type=Path, required=True, help="dollars a million tokens of each model")
+    parser.add_argument("outcomes", type=Path, nargs="?", help="an outcome table: JSONL or Parquet")
+    parser.add_argument("--prices", type=Path, help="dollars a million tokens of each model")
     parser.add_argument("--seeds", type=int, default=3, help="splits (default 3)")
     parser.add_argument(
         "--cascade", nargs=3, default=CASCADE, metavar="PAIR", help="two that may agree, and a third"
@@ -332,7 +342,21 @@ def parse_arguments() -> argparse.Namespace:
         "--embeddings", type=Path, help="the cache of embeddings (default: that of the framework)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--data", type=Path, help="the folder of the four tables, in place of OUTCOMES")
+    parser.add_argument("--half", choices=HALVES, default="choose", help="which half of their questions")
+    parser.add_argument("--tables", nargs="+", choices=SOURCES, default=list(SOURCES), help="which of them")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:3], help="which parts")
+    parser.add_argument("--work", type=Path, default=Path("routers-work"), help="where parts are kept")
+    parser.add_argument("--minutes", type=float, help="begin no part after so long")
+    parser.add_argument("--before", type=Path, help="a checkout whose router is compared, for --parts before")
+    parser.add_argument("--page", type=Path, help="write the page to this file too")
     arguments = parser.parse_args()
+    if (arguments.data is None) == (arguments.outcomes is None):
+        parser.error("either OUTCOMES with --prices, or --data FOLDER")
+    if arguments.outcomes is not None and arguments.prices is None:
+        parser.error("OUTCOMES needs --prices")
+    if "before" in arguments.parts and arguments.before is None:
+        parser.error("--parts before needs --before CHECKOUT")
     if arguments.seeds < 1:
         parser.error("--seeds is 1 or more")
     if arguments.llmrouter_python and not arguments.llmrouter:
@@ -374,8 +398,23 @@ def measure(table: Table, arguments: argparse.Namespace, scratch: Path) -> dict[
     return results
 
 
+def report_halves(arguments: argparse.Namespace) -> None:
+    """Compute what is missing of `--data`, and print the page."""
+    runs = run_all(arguments)
+    found = figures(runs, {name: source.budgets for name, source in SOURCES.items()})
+    texts = f"half {arguments.half}, torch {torch.__version__}, {torch.get_num_threads()} threads of "
+    texts += f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {1 - MARGIN:.0%} of a budget planned"
+    text = page(found, texts)
+    if arguments.page is not None:
+        arguments.page.write_text(f"{text}\n", encoding="utf-8")
+    print(json.dumps(found) if arguments.json else text)
+
+
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.data is not None:
+        report_halves(arguments)
+        return
     table = read_table(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         results = measure(table, arguments, Path(scratch))
