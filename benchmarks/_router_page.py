@@ -33,6 +33,7 @@ def figures(runs: Sequence[Run], budgets: dict[str, tuple[float, ...]]) -> Figur
             "split": splits(_with_before(own), budgets[table]) if parts["split"] else None,
             "kind": kinds(parts["kind"], budgets[table]) if parts["kind"] else None,
             "size": sizes(parts["size"]) if parts["size"] else None,
+            "speed": next((run.facts for run in own if run.unit.part == "speed"), None),
         }
     return found
 
@@ -182,6 +183,8 @@ def page(found: Figures, conditions: str) -> str:
             lines += _kind_lines(table["kind"], table["budgets"])
         if table["size"]:
             lines += _size_lines(table["size"])
+        if table["speed"]:
+            lines += [", ".join(f"{key} {value:.4g}" for key, value in table["speed"].items()) + ".", ""]
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from viaticum.routers.query.choose import Weighted, choose, choose_plan
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.outcome_matrix import OutcomeMatrix
 from viaticum.routers.query.rtr import RTRRouter
+from viaticum.routers.query.shared_text import SharedText
 from viaticum.types import Query
 
 CHOICES, ENCODED, BATCH, ROUNDS = 200, 50, 1_000, 20
@@ -53,8 +54,10 @@ def rows_a_second(router: RTRRouter, embeddings: Tensor, columns: int) -> float:
 
 def speed(router: RTRRouter, matrix: OutcomeMatrix) -> dict[str, Any]:
     """Milliseconds are medians over questions; rows are questions times pairs."""
-    embeddings = router.encoder(matrix.texts).float()
-    precomputed = RTRRouter(router.parameters, PrecomputedEncoder(matrix.texts, embeddings))  # type: ignore[arg-type]
+    shared = SharedText.from_json(router.parameters.facts.get("shared_text"))
+    read = [shared.without(text) for text in matrix.texts]
+    embeddings = router.encoder(read).float()
+    precomputed = RTRRouter(router.parameters, PrecomputedEncoder(read, embeddings))  # type: ignore[arg-type]
     encoder = Encoder(router.encoder.name, cache=None)
     encoding = RTRRouter(router.parameters, encoder)
     texts = matrix.texts[:CHOICES]

@@ -5,6 +5,7 @@
   mixture that was best on the same training questions.
 - size: as split, fitted on so many of the training questions.
 - before: as split, the learned router of another checkout alone.
+- speed: a fit on all questions of both halves, of which nothing is evaluated, and the time of a choice.
 
 Results are correct or not (or the probability of it) and dollars by budget and held-out question, and figures
 of the learned router. A part whose file exists is not computed again.
@@ -46,6 +47,7 @@ from _baselines import (
 )
 from _plain_rtr import Descriptions, plain_rtr
 from _router_data import SOURCES, HalfTable, read_half, training_rows
+from _router_speed import speed
 
 from viaticum.budgets.paced_run import paced_choices
 from viaticum.routers.query.calibration import calibration_error
@@ -62,7 +64,7 @@ SHARE = 0.3  # of the questions is held out
 SIZES = (40, 100, 300, 1_000)
 LEAST_KIND, LEAST_TRAINING = 14, 30  # questions of a kind that is left out, and of a fit
 SWEEP = np.geomspace(0.004, 40, 60)  # cost weights, in units of the dollars of the best single pair
-PARTS = ("split", "kind", "size", "before")
+PARTS = ("split", "kind", "size", "before", "speed")
 OURS, PACED, BEFORE = "viaticum", "viaticum, paced", "viaticum before"
 AT_COST = "viaticum, at equal real cost"
 STATIC, KNN = "static mixture", "neighbours, tuned"
@@ -157,6 +159,8 @@ class Half:
                 names = [str(seed) for seed in range(seeds)]
             elif part == "size":
                 names = [f"{n}-{seed}" for n in SIZES if n <= training for seed in range(seeds)]
+            elif part == "speed":
+                names = ["all"]
             else:
                 kinds, counts = np.unique(self.table.kinds, return_counts=True)
                 left = len(self.table.matrix) - counts
@@ -182,6 +186,8 @@ def measure(half: Half, unit: Unit, *, baselines: bool, before: Path | None, rep
         baselines: of a split all baselines, not only the static mixture and the nearest neighbours.
         before: another checkout, for the part of that name.
     """
+    if unit.part == "speed":
+        return _speed(half, unit)
     split = half.rows(unit)
     if unit.part == "before":
         assert before is not None
@@ -197,6 +203,16 @@ def measure(half: Half, unit: Unit, *, baselines: bool, before: Path | None, rep
     results |= {name: _arrays(curve, len(split.test)) for name, curve in curves.items()}
     facts |= seconds | {"train": len(split.train), "test": len(split.test)}
     return Run(unit, results, split.numbers, facts)
+
+
+def _speed(half: Half, unit: Unit) -> Run:
+    """Seconds of a fit on the whole table, whose embeddings are kept, and of choices for some questions."""
+    matrix = read_half(half.folder, half.name, "both").matrix
+    half.encoder(without_shared(matrix.texts))
+    wall, cpu = time.perf_counter(), time.process_time()
+    router = fit(matrix, half.encoder)
+    facts = {"fit_wall_seconds": time.perf_counter() - wall, "fit_cpu_seconds": time.process_time() - cpu}
+    return Run(unit, {}, np.arange(0), facts | speed(router, matrix))
 
 
 def _fitted(split: Split, encoder: Encoder) -> tuple[RTRRouter, dict[str, float]]:
