@@ -56,9 +56,9 @@ SOURCES = {
         (0.00006, 0.0001, 0.0002, 0.0004, 0.0007),
     ),
     "concise": Source(
-        "outcomes/concise.parquet", "outcomes/prices_concise.json", (0.0005, 0.001, 0.003, 0.008, 0.016)
+        "outcomes/concise.parquet", "outcomes/prices_concise.json", (0.001, 0.002, 0.005, 0.01, 0.02)
     ),
-    "ood176": Source("agents/ood176.parquet", None, (0.03, 0.06, 0.1, 0.2, 0.4), "bench"),
+    "ood176": Source("agents/ood176.parquet", None, (0.015, 0.025, 0.04, 0.06, 0.09), "bench"),
 }
 
 
