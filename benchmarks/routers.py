@@ -90,9 +90,10 @@ SHARE = 0.3  # of the questions is held out
 OURS = "viaticum"
 CASCADE = ("gpt-3.5-turbo+cot", "gpt-3.5-turbo+pot", "gpt-4+faithful-cot")
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "no logistic regression": {"heads": ("neighbours", "dual")},
-    "no neighbours": {"heads": ("logistic", "dual")},
-    "no dual representation": {"heads": ("logistic", "neighbours")},
+    "no logistic regression": {"heads": ("neighbours", "dual", "forest")},
+    "no neighbours": {"heads": ("logistic", "dual", "forest")},
+    "no dual representation": {"heads": ("logistic", "neighbours", "forest")},
+    "no forest": {"heads": ("logistic", "neighbours", "dual")},
     "no loss on the decision": {"decision": 0.0},
     "no calibration": {"calibrate": False},
     "no plans": {"plans": False},
