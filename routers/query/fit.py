@@ -22,6 +22,7 @@ from viaticum.errors import DataError
 from viaticum.routers.query.arms import BANDWIDTHS, smoother
 from viaticum.routers.query.calibration import calibration_error, cost_ratios
 from viaticum.routers.query.encoder import Encoder
+from viaticum.routers.query.forest import lexical_counts
 from viaticum.routers.query.heads import (
     CalibratedMixture,
     Columns,
@@ -36,6 +37,7 @@ from viaticum.routers.query.out_of_fold import (
     Report,
     choose_epochs,
     fit_dual,
+    fit_forest,
     fold_means,
     kind_folds,
     known_without,
@@ -59,12 +61,24 @@ from viaticum.routers.query.token_quantiles import (
     log_characters,
     quantile_excess,
 )
-from viaticum.routers.query.trust import Predicted, Trust, closeness_of, fit_trust, heads_alone, limits_of
+from viaticum.routers.query.trust import (
+    Predicted,
+    Trust,
+    accuracy_at,
+    budgets_of,
+    choices_by_weight,
+    closeness_of,
+    fit_trust,
+    heads_alone,
+    limits_of,
+)
 from viaticum.types import Pair
 
 MIN_KNOWN = (
     20  # questions that are left where a kind is left out; with fewer nothing is learned about unknown kinds
 )
+FOREST_QUESTIONS = 300  # from which a forest may be among the heads
+FOREST_DOUBT = 0.5  # standard errors that its gain has to exceed
 
 
 def fit(
@@ -107,16 +121,23 @@ def fit(
         plan_optimism(matrix, embeddings, folds, settings.seed) if len(plans) > len(matrix.pairs) else 0.0
     )
     data = _training_data(matrix, embeddings, plans)
+    if len(matrix) < FOREST_QUESTIONS:
+        settings = without_forest(settings)
+    if "forest" in settings.heads:
+        data = replace(data, lexical=lexical_counts(matrix.texts))
     columns = _columns(matrix.pairs, plans, descriptions or {}, encoder)
     epochs = choose_epochs(columns, data, folds, settings)
     alike = torch.from_numpy(groups)
     home = predict_out_of_fold(columns, data, folds, alike, epochs, settings, report)
+    settings, gain = _choose_forest(home, data, settings)
     away = None
     if settings.trust:
         kinds = kind_folds(matrix, embeddings, settings.seed)
         known = [int(known_without(kinds, kind, alike).sum()) for kind in np.unique(kinds.numpy())]
         if min(known) >= MIN_KNOWN:
             away = predict_out_of_fold(columns, data, kinds, alike, epochs, settings, report)
+    if "forest" in settings.heads:
+        home, away = home.with_forest(), None if away is None else away.with_forest()
     sharing = _choose_sharing(matrix, home, data, settings)
     if sharing is not None:
         home, away = home.shared(sharing), None if away is None else away.shared(sharing)
@@ -124,6 +145,8 @@ def fit(
     parameters = _fit_parameters(matrix, plans, data, columns, (home, away), epochs, optimism, settings)
     parameters.sharing = sharing
     parameters.seconds = _plan_seconds(matrix, plans)
+    if "forest" in settings.heads:
+        parameters.forest = fit_forest(data, settings)
     parameters.facts = {
         **parameters.facts,
         "encoder": encoder.name,
@@ -135,11 +158,44 @@ def fit(
         **_facts(matrix, parameters, home),
         "epochs": epochs,
         "plan_optimism": round(optimism, 4),
+        "forest_gain": gain,
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_with_embeddings": round(time.perf_counter() - began, 1),
     }
     report("done", 1, 1)
     return RTRRouter(parameters, encoder)
+
+
+def _choose_forest(
+    home: OutOfFold, data: TrainingData, settings: RTRSettings
+) -> tuple[RTRSettings, list[float]]:
+    """Settings with or without the forest, by what choices are worth on folds that a mixture did not see."""
+    if "forest" not in settings.heads:
+        return settings, []
+    without = without_forest(settings)
+    correct, cost = data.correct.double().numpy(), data.cost.double().numpy()
+    known = ~np.isnan(correct) & ~np.isnan(cost)
+    budgets = budgets_of(correct, cost)
+    values = []
+    for each, side in ((without, home), (settings, home.with_forest())):
+        accuracy = torch.zeros_like(data.correct)
+        heads = [side.logits[name] for name in each.heads]
+        for half in (0, 1):
+            rows = home.folds % 2 == half
+            mixture = CalibratedMixture.fit(
+                [head[~rows] for head in heads], data.correct[~rows], calibrate=settings.calibrate
+            )
+            accuracy[rows] = mixture([head[rows] for head in heads])
+        predicted = np.where(known, accuracy.double().numpy(), -np.inf)
+        dollars = np.where(known, side.cost.double().numpy(), 0.0)
+        values.append(accuracy_at(choices_by_weight(predicted, dollars), correct, cost, budgets))
+    gains = values[1] - values[0]
+    gain, error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
+    return (settings if gain > FOREST_DOUBT * error else without), [round(gain, 5), round(error, 5)]
+
+
+def without_forest(settings: RTRSettings) -> RTRSettings:
+    return replace(settings, heads=tuple(name for name in settings.heads if name != "forest"))
 
 
 def _choose_sharing(

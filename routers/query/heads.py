@@ -226,6 +226,7 @@ class TrainingData:
         log_tokens: log output tokens [Q, P].
         truncated: answers cut at the token limit [Q, P].
         cost_weights: values of a dollar in units of accuracy that the decision loss draws from.
+        lexical: counts of the texts, for a forest [Q, F].
     """
 
     embeddings: Tensor
@@ -234,10 +235,12 @@ class TrainingData:
     log_tokens: Tensor
     truncated: Tensor
     cost_weights: tuple[float, ...]
+    lexical: Tensor | None = None
 
     def select(self, rows: Tensor) -> TrainingData:
         names = ("embeddings", "correct", "cost", "log_tokens", "truncated")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        chosen = {name: getattr(self, name)[rows] for name in names}
+        return replace(self, **chosen, lexical=None if self.lexical is None else self.lexical[rows])
 
 
 def pinball(predicted: Tensor, log_tokens: Tensor, truncated: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from viaticum.routers.query.forest import ForestHead
 from viaticum.routers.query.heads import (
     NEIGHBOURS,
     Columns,
@@ -54,6 +55,11 @@ class OutOfFold(NamedTuple):
     dual_tokens: Tensor
     similarity: Tensor
     nearest: Tensor
+    forest_cost: Tensor | None = None
+
+    def with_forest(self) -> OutOfFold:
+        """Expected dollars are the mean of the neighbours' and the forest's."""
+        return self if self.forest_cost is None else self._replace(cost=(self.cost + self.forest_cost) / 2)
 
     def shared(self, weights: Tensor) -> OutOfFold:
         """With log-odds that arms share (`viaticum.routers.query.arms.smoother`); weights: [M, M]."""
@@ -116,6 +122,9 @@ def predict_out_of_fold(
     shape = data.correct.shape
     logits = {name: torch.zeros(shape) for name in ("logistic", "neighbours", "dual")}
     cost, similarity = torch.zeros(shape), torch.zeros(shape[0])
+    forest_cost = None
+    if "forest" in settings.heads:
+        logits["forest"], forest_cost = torch.zeros(shape), torch.zeros(shape)
     nearby = torch.zeros(shape[0], TRUST_NEIGHBOURS, dtype=torch.long)
     expected = expected_log_tokens(data.log_tokens, data.truncated)
     neighbour_tokens, dual_tokens = torch.zeros(expected.shape), torch.zeros(expected.shape)
@@ -135,7 +144,15 @@ def predict_out_of_fold(
         neighbour_tokens[rows] = NeighboursHead(known.embeddings, expected[others]).mean(*nearest)
         logits["dual"][rows], tokens = fit_dual(columns, known, epochs, settings).predict(asked)
         dual_tokens[rows] = tokens[..., 0]
-    return OutOfFold(folds, logits, cost, neighbour_tokens, dual_tokens, similarity, nearby)
+        if forest_cost is not None:
+            forest = fit_forest(known, settings)
+            logits["forest"][rows], forest_cost[rows] = forest(asked, data.select(rows).lexical, nearest)
+    return OutOfFold(folds, logits, cost, neighbour_tokens, dual_tokens, similarity, nearby, forest_cost)
+
+
+def fit_forest(data: TrainingData, settings: RTRSettings) -> ForestHead:
+    assert data.lexical is not None
+    return ForestHead.fit(data.embeddings, data.lexical, data.correct, data.cost, settings.seed)
 
 
 def fold_means(values: Tensor, folds: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from viaticum.quantiles import NORMAL_P90
+from viaticum.routers.query.forest import ForestHead
 from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead, log_odds
 from viaticum.routers.query.plans import Plan
 from viaticum.routers.query.token_quantiles import TokenQuantiles
@@ -25,7 +26,7 @@ class RTRSettings:
     """What fitting can leave out, for ablations.
 
     Args:
-        heads: names among logistic, neighbours and dual.
+        heads: names among logistic, neighbours, dual and forest.
         decision: weight of the loss on the decision in the dual head.
         calibrate: Platt scaling per column.
         trust: predictions are mixed with the static means, the more so far from all known questions.
@@ -35,7 +36,7 @@ class RTRSettings:
         seed: seed of every draw.
     """
 
-    heads: tuple[str, ...] = ("logistic", "neighbours", "dual")
+    heads: tuple[str, ...] = ("logistic", "neighbours", "dual", "forest")
     decision: float = 0.5
     calibrate: bool = True
     trust: bool = True
@@ -116,6 +117,7 @@ class RouterParameters:
         seconds: of every column on the known questions, NaN where unknown [Q, M]; None in a router that an
             earlier version fitted.
         sharing: weights of all columns' log-odds in that of each one, where arms share [M, M].
+        forest: None where it is not among the heads.
     """
 
     pairs: tuple[Pair, ...]
@@ -139,6 +141,7 @@ class RouterParameters:
     added: AddedPairs | None = None
     sharing: Tensor | None = None
     seconds: Tensor | None = None
+    forest: ForestHead | None = None
 
     def profiles(self) -> dict[str, str]:
         """By model a digest of its known outcomes, and of what is known of its added pairs."""

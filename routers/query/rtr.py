@@ -25,6 +25,7 @@ from viaticum.routers.query.base import Knowledge, QueryRouter
 from viaticum.routers.query.change_detection import Expectation, ModelChange
 from viaticum.routers.query.changed_models import Adjustments
 from viaticum.routers.query.encoder import Encoder
+from viaticum.routers.query.forest import lexical_counts
 from viaticum.routers.query.heads import NEIGHBOURS, QUANTILES, NeighboursHead, log_odds
 from viaticum.routers.query.out_of_fold import TRUST_NEIGHBOURS
 from viaticum.routers.query.parameters import RouterParameters
@@ -126,11 +127,16 @@ class RTRRouter(QueryRouter):
             "neighbours": lambda: log_odds(self._correct.mean(cosines, indices)),
             "dual": lambda: dual,
         }
+        cost = self._cost.mean(cosines, indices)
+        if parameters.forest is not None:
+            lexical = None if texts is None else lexical_counts(texts)
+            of_forest, dollars = parameters.forest(embeddings, lexical, (cosines, indices))
+            heads["forest"] = lambda: of_forest
+            cost = (cost + dollars) / 2
         logits = [heads[name]() for name in parameters.settings.heads]
         if parameters.sharing is not None:
             logits = [each @ parameters.sharing.T for each in logits]
         accuracy = parameters.mixture(logits)
-        cost = self._cost.mean(cosines, indices)
         share = None
         trust = parameters.trust.at(cosines[:, :TRUST_NEIGHBOURS], indices[:, :TRUST_NEIGHBOURS])
         if parameters.settings.trust:

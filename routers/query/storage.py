@@ -17,6 +17,7 @@ from torch import Tensor
 
 from viaticum.errors import DataError, InputError
 from viaticum.files import atomic_file, atomic_write
+from viaticum.routers.query.forest import Features, ForestHead
 from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead
 from viaticum.routers.query.parameters import AddedPairs, RouterParameters, RTRSettings
 from viaticum.routers.query.plans import Plan
@@ -43,6 +44,8 @@ ADDED_TENSORS = {
 }
 COLUMN_TENSORS = tuple(field.name for field in fields(Columns))
 TOKEN_TENSORS = tuple(field.name for field in fields(TokenQuantiles))
+FEATURE_TENSORS = tuple(field.name for field in fields(Features))
+FOREST_TENSORS = ("feature", "threshold", "children", "leaf_of")
 TRUST_TENSORS = ("similarity", "shares", "cost_factor", "widening")
 MIXTURE_TENSORS = tuple(field.name for field in fields(CalibratedMixture))
 
@@ -108,6 +111,7 @@ def _tensors(parameters: RouterParameters) -> dict[str, Tensor]:
         **{f"dual.{name}": each for name, each in parameters.dual.state_dict().items()},
         **({} if parameters.sharing is None else {"sharing": parameters.sharing}),
         **({} if parameters.seconds is None else {"seconds": parameters.seconds}),
+        **({} if parameters.forest is None else _forest_tensors(parameters.forest)),
         **(
             {f"tokens.{name}": getattr(parameters.tokens, name) for name in TOKEN_TENSORS}
             if parameters.tokens
@@ -116,6 +120,13 @@ def _tensors(parameters: RouterParameters) -> dict[str, Tensor]:
         **(
             {f"added.{name}": getattr(added, field) for name, field in ADDED_TENSORS.items()} if added else {}
         ),
+    }
+
+
+def _forest_tensors(forest: ForestHead) -> dict[str, Tensor]:
+    return {
+        **{f"forest.{name}": getattr(forest, name) for name in FOREST_TENSORS},
+        **{f"forest.features.{name}": getattr(forest.features, name) for name in FEATURE_TENSORS},
     }
 
 
@@ -163,6 +174,7 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
         added=_parse_added(tensors, added) if added else None,
         sharing=tensors.get("sharing"),
         seconds=tensors.get("seconds"),
+        forest=_parse_forest(tensors, correct) if "forest.feature" in tensors else None,
     )
 
 
@@ -170,6 +182,12 @@ def _parse_added(tensors: dict[str, Tensor], pairs: tuple[Pair, ...]) -> AddedPa
     """In files of earlier versions their seconds are not known."""
     found = {"added.seconds": torch.full((len(pairs),), float("nan"))} | tensors
     return AddedPairs(pairs, **{field: found[f"added.{name}"] for name, field in ADDED_TENSORS.items()})
+
+
+def _parse_forest(tensors: dict[str, Tensor], correct: Tensor) -> ForestHead:
+    features = Features(**{name: tensors[f"forest.features.{name}"] for name in FEATURE_TENSORS})
+    nodes = {name: tensors[f"forest.{name}"] for name in FOREST_TENSORS}
+    return ForestHead(features, **nodes, correct=correct, cost=tensors["cost"])
 
 
 def _parse_trust(tensors: dict[str, Tensor], questions: int, pairs: int) -> Trust:
