@@ -124,7 +124,7 @@ def fit(
     if len(matrix) < FOREST_QUESTIONS:
         settings = without_forest(settings)
     if "forest" in settings.heads:
-        data = replace(data, lexical=lexical_counts(matrix.texts))
+        data = replace(data, lexical=lexical_counts(read))
     columns = _columns(matrix.pairs, plans, descriptions or {}, encoder)
     epochs = choose_epochs(columns, data, folds, settings)
     alike = torch.from_numpy(groups)

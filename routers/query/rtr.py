@@ -129,7 +129,7 @@ class RTRRouter(QueryRouter):
         }
         cost = self._cost.mean(cosines, indices)
         if parameters.forest is not None:
-            lexical = None if texts is None else lexical_counts(texts)
+            lexical = None if texts is None else lexical_counts(list(map(self._shared.without, texts)))
             of_forest, dollars = parameters.forest(embeddings, lexical, (cosines, indices))
             heads["forest"] = lambda: of_forest
             cost = (cost + dollars) / 2
