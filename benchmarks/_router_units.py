@@ -245,6 +245,7 @@ def learned(router: RTRRouter, split: Split) -> tuple[dict[str, tuple[Array, Arr
         "shares": router.parameters.facts["shares"],
         "plans": len(router.plans) - len(router.pairs),
         "of_trust": router.parameters.facts.get("trust"),
+        "forest_gain": router.parameters.facts.get("forest_gain"),
         "sweep": [
             [float(correct[rows, chosen].mean()), float(cost[rows, chosen].mean())] for chosen in swept
         ],

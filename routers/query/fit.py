@@ -78,7 +78,7 @@ MIN_KNOWN = (
     20  # questions that are left where a kind is left out; with fewer nothing is learned about unknown kinds
 )
 FOREST_QUESTIONS = 300  # from which a forest may be among the heads
-FOREST_DOUBT = 0.5  # standard errors that its gain has to exceed
+FOREST_DOUBT = 1.0  # standard errors that its gain has to exceed
 
 
 def fit(
