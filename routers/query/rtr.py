@@ -144,7 +144,7 @@ class RTRRouter(QueryRouter):
                 each[:, None] for each in (parameters.trust.share(trust), parameters.trust.factor(trust))
             )
             kept = share if self._adjusted is None else share * self._adjusted.kept[: accuracy.shape[1]]
-            accuracy = kept * accuracy + (1 - kept) * parameters.static_means[0]
+            accuracy = parameters.trust.mixed(accuracy, parameters.static_means[0], trust, kept)
             cost = factor * (share * cost + (1 - share) * parameters.static_means[1])
         tokens, prompt, nearby = self._predict_lengths(cosines, indices, log_tokens, cost, texts)
         seconds = unknown_like(cost) if self._seconds is None else self._seconds(cosines, indices, share)

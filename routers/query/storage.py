@@ -46,7 +46,7 @@ COLUMN_TENSORS = tuple(field.name for field in fields(Columns))
 TOKEN_TENSORS = tuple(field.name for field in fields(TokenQuantiles))
 FEATURE_TENSORS = tuple(field.name for field in fields(Features))
 FOREST_TENSORS = ("feature", "threshold", "children", "leaf_of")
-TRUST_TENSORS = ("similarity", "shares", "cost_factor", "widening")
+TRUST_TENSORS = ("similarity", "shares", "difficulty", "cost_factor", "widening")
 MIXTURE_TENSORS = tuple(field.name for field in fields(CalibratedMixture))
 
 
@@ -195,6 +195,7 @@ def _parse_trust(tensors: dict[str, Tensor], questions: int, pairs: int) -> Trus
     earlier = {
         "similarity": torch.zeros(questions),
         "shares": torch.tensor([0.0, 1.0]),
+        "difficulty": tensors.get("trust.shares", torch.tensor([0.0, 1.0])),
         "cost_factor": torch.tensor(1.0),
         "widening": torch.zeros(pairs),
     }

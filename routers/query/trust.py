@@ -1,8 +1,10 @@
 """How far predictions for a question are trusted, chosen by what it is worth at the decision.
 
 A prediction is `share * heads + (1 - share) * static means`: at share 0 every question has the same table,
-and a budget is met by a static mixture of columns. One share holds for questions like the known ones (home),
-one for questions of unknown kinds (away), and closeness to the known questions leads from one to the other.
+and a budget is met by a static mixture of columns. What the heads say of a question's difficulty, the same
+for all columns, has a share of its own: it changes what is told of accuracy, and no choice. One share holds
+for questions like the known ones (home), one for questions of unknown kinds (away), and closeness to the
+known questions leads from one to the other.
 Shares are those at which out-of-fold predictions choose best: the mean accuracy at equal real cost, over
 budgets from the cheapest pair to the most accurate one. Away, costs are expected to be higher by what choices
 of out-of-kind predictions cost too much. Leaves out the predictions themselves (`out_of_fold`, `rtr`).
@@ -39,6 +41,7 @@ class Trust:
         limits: closeness (`closeness_of`) at which trust is 0 (away) and 1 (home) [2].
         similarity: of the known questions to the others [Q].
         shares: of the heads in predictions at trust 0 and 1; the static means have the rest [2].
+        difficulty: shares of what the heads say of all columns alike, at trust 0 and 1 [2].
         cost_factor: by which expected costs are multiplied at trust 0; 1 at trust 1.
         widening: added to the 90% quantile of log tokens of each pair at trust 0; nothing at trust 1 [P].
     """
@@ -46,6 +49,7 @@ class Trust:
     limits: Tensor
     similarity: Tensor
     shares: Tensor
+    difficulty: Tensor
     cost_factor: Tensor
     widening: Tensor
 
@@ -64,6 +68,22 @@ class Trust:
         """The share of the heads [N]."""
         return self.shares[0] + (self.shares[1] - self.shares[0]) * trust
 
+    def mixed(self, accuracy: Tensor, means: Tensor, trust: Tensor, kept: Tensor) -> Tensor:
+        """Accuracy with a share of the heads and the rest of the static means [N, M].
+
+        Args:
+            accuracy: by the heads [N, M].
+            means: static means of the columns [M].
+            trust: of the questions [N].
+            kept: share of the heads by column [N, M] or [N, 1].
+        """
+        mixture = kept * accuracy + (1 - kept) * means
+        of_difficulty = self.difficulty[0] + (self.difficulty[1] - self.difficulty[0]) * trust
+        shift = (of_difficulty - self.share(trust)) * (accuracy - means).mean(1)
+        # The same for all columns, so that no choice changes; every accuracy stays between 0 and 1.
+        shift = torch.minimum(torch.maximum(shift, -mixture.amin(1)), 1 - mixture.amax(1))
+        return mixture + shift[:, None]
+
     def wider(self, trust: Tensor) -> Tensor:
         """What is added to the 90% quantiles of log tokens [N, P]."""
         return (1 - trust)[:, None] * self.widening
@@ -78,6 +98,7 @@ def heads_alone(questions: int, pairs: int) -> Trust:
     return Trust(
         torch.tensor([-3.0, -2.0]),
         torch.zeros(questions),
+        torch.ones(2),
         torch.ones(2),
         torch.tensor(1.0),
         torch.zeros(pairs),
@@ -145,10 +166,11 @@ def fit_trust(
         widening: of the quantiles of tokens at trust 0 [P]; at most by `MAX_FACTOR`.
     """
     facts: dict[str, object] = {}
-    shares = []
+    shares, difficulty = [], []
     for name, predicted in (("away", away.asked()), ("home", home.asked())):
         if not len(predicted.correct):
             shares.append(1.0 if name == "home" else 0.0)
+            difficulty.append(shares[-1])
             continue
         values = values_of(predicted, budgets_of(predicted.correct, predicted.cost))
         usual = len(SHARES) - 1 if name == "home" else 0
@@ -156,15 +178,31 @@ def fit_trust(
         doubts = [_error(line, predicted.folds if name == "away" else None) for line in gains]
         worth = gains.mean(1) - DOUBT * np.array(doubts)
         shares.append(SHARES[int(worth.argmax()) if worth.max() > 0 else usual])
+        difficulty.append(difficulty_share(predicted))
         facts[name] = {
             "share": shares[-1],
+            "difficulty": round(difficulty[-1], 3),
             "gains": [round(float(gain), 4) for gain in gains.mean(1)],
             "worth": round(float(worth.max()), 4),
         }
     factor = cost_factor(away.asked(), shares[0])
     facts["cost_factor"] = round(factor, 3)
     widening = widening.clamp_max(math.log(MAX_FACTOR))
-    return Trust(limits, similarity, torch.tensor(shares), torch.tensor(factor), widening), facts
+    parts = torch.tensor(shares), torch.tensor(difficulty), torch.tensor(factor)
+    return Trust(limits, similarity, *parts, widening), facts
+
+
+def difficulty_share(predicted: Predicted) -> float:
+    """The share of what the heads say of all columns alike that predicts outcomes best, 0 to 1.
+
+    By least squares; said of all columns is the mean over columns of what the heads say beyond static means.
+    """
+    common = (predicted.accuracy - predicted.static_accuracy).mean(1)
+    known = predicted.known
+    counts = known.sum(1)
+    real = np.where(known, predicted.correct - predicted.static_accuracy, 0.0).sum(1)
+    weight = float((counts * common**2).sum())
+    return float(np.clip((common * real).sum() / weight, 0.0, 1.0)) if weight > 0 else 0.0
 
 
 def _error(gains: Array, folds: Array | None) -> float:

@@ -22,6 +22,7 @@ from viaticum.routers.query.trust import (
     budgets_of,
     choices_by_weight,
     cost_factor,
+    difficulty_share,
     fit_trust,
     heads_alone,
     limits_of,
@@ -137,7 +138,7 @@ def test_unknown_outcomes_are_never_chosen() -> None:
 
 def test_closeness_leads_from_away_to_home() -> None:
     limits = limits_of(torch.linspace(-0.2, 0.2, 401))
-    last = (torch.tensor([0.25, 0.75]), torch.tensor(1.4), torch.tensor([0.5, 0.0]))
+    last = (torch.tensor([0.25, 0.75]), torch.ones(2), torch.tensor(1.4), torch.tensor([0.5, 0.0]))
     trust = Trust(limits, torch.full((9,), 0.5), *last)
     cosines = torch.tensor([[0.2, 0.2], [0.344, 0.344], [0.8, 0.8]])
     at = trust.at(cosines, torch.zeros(3, 2, dtype=torch.long))
@@ -145,6 +146,34 @@ def test_closeness_leads_from_away_to_home() -> None:
     assert trust.share(at).tolist() == [0.25, pytest.approx(0.5, abs=0.02), 0.75]
     assert trust.factor(at)[[0, 2]].tolist() == [pytest.approx(1.4), 1.0]
     assert trust.wider(at)[[0, 2]].tolist() == [[0.5, 0.0], [0.0, 0.0]]
+
+
+def test_difficulty_changes_what_is_told_and_no_choice() -> None:
+    """A shrunk share keeps what the heads say of all columns alike, as far as accuracies stay below 1."""
+    heads = torch.tensor([[0.2, 0.3, 0.1], [0.7, 0.9, 0.8], [0.99, 1.0, 0.98]])
+    means, cost = torch.tensor([0.5, 0.6, 0.4]), torch.tensor([0.01, 0.03, 0.002])
+    home = torch.ones(3)
+    trust = replace(heads_alone(1, 3), shares=torch.tensor([0.0, 0.25]))
+    told = trust.mixed(heads, means, home, torch.full((3, 1), 0.25))
+    plain = 0.25 * heads + 0.75 * means
+    assert torch.allclose(told[:2].mean(1), heads[:2].mean(1))
+    assert told.max() <= 1
+    for weight in (0.0, 1.0, 5.0, 20.0):
+        assert ((told - weight * cost).argmax(1) == (plain - weight * cost).argmax(1)).all()
+    unshifted = replace(trust, difficulty=trust.shares)
+    assert torch.allclose(unshifted.mixed(heads, means, home, torch.full((3, 1), 0.25)), plain)
+
+
+@pytest.mark.parametrize(("real", "wanted"), [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0), (-1.0, 0.0)])
+def test_the_share_of_difficulty_is_what_outcomes_show_of_it(real: float, wanted: float) -> None:
+    rng = np.random.default_rng(0)
+    said = rng.normal(0, 0.15, (4_000, 1))
+    means = np.full((4_000, 3), 0.5)
+    correct = (rng.random((4_000, 3)) < 0.5 + real * said).astype(float)
+    correct[rng.random(correct.shape) < 0.2] = np.nan
+    dollars = np.ones_like(means)
+    predicted = Predicted(np.zeros(4_000), means + said, dollars, means, dollars, correct, dollars)
+    assert difficulty_share(predicted) == pytest.approx(wanted, abs=0.08)
 
 
 def test_a_question_is_as_close_as_its_neighbours_are_to_each_other() -> None:
