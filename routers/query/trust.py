@@ -178,7 +178,7 @@ def fit_trust(
         doubts = [_error(line, predicted.folds if name == "away" else None) for line in gains]
         worth = gains.mean(1) - DOUBT * np.array(doubts)
         shares.append(SHARES[int(worth.argmax()) if worth.max() > 0 else usual])
-        difficulty.append(difficulty_share(predicted))
+        difficulty.append(max(shares[-1], difficulty_share(predicted)))
         facts[name] = {
             "share": shares[-1],
             "difficulty": round(difficulty[-1], 3),
