@@ -128,8 +128,11 @@ class ForestHead:
         x = features(embeddings, lexical, nearby).numpy()
         model = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=TRIED, random_state=seed)
         model.fit(x, _targets(correct, cost).numpy())
-        nodes = [torch.from_numpy(np.stack(each)) for each in zip(*_nodes(model.estimators_), strict=True)]
-        return cls(features, *nodes, torch.from_numpy(model.apply(x).T.copy()), correct, cost)
+        feature, threshold, children = (
+            torch.from_numpy(np.stack(each)) for each in zip(*_nodes(model.estimators_), strict=True)
+        )
+        leaf_of = torch.from_numpy(model.apply(x).T.copy())
+        return cls(features, feature, threshold, children, leaf_of, correct, cost)
 
     @cached_property
     def _means(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,10 +184,10 @@ class ForestHead:
             lexical: `lexical_counts` of the questions [N, F]; None for usual ones.
             nearest: cosines and indices of the nearest known questions, each [N, K].
         """
-        nearby = self._outcomes.mean(*(each[:, :NEAREST] for each in nearest))
+        nearby = self._outcomes.mean(nearest[0][:, :NEAREST], nearest[1][:, :NEAREST])
         x = self.features(embeddings, lexical, nearby)
         correct, cost, rows = self._means
-        leaves = rows[self._leaves(x)].split(CHUNK)
+        leaves = torch.split(rows[self._leaves(x)], CHUNK)
         found = [(correct[each].mean(1), cost[each].mean(1)) for each in leaves]
         return log_odds(torch.cat([each for each, _ in found])), torch.cat([each for _, each in found])
 
@@ -225,7 +228,7 @@ def _nodes(trees: Sequence[Any]) -> Iterator[tuple[Array, Array, Array]]:
 def _floor32(values: Array) -> Array:
     """The largest float32 at most as large: what float32 features are above, they are above in float64."""
     rounded = values.astype(np.float32)
-    return np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    return np.asarray(np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded))
 
 
 def _nearest_others(head: NeighboursHead, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,4 +245,5 @@ def _basis(values: Tensor, size: int) -> Tensor:
     """The first principal directions [columns, at most size]."""
     centred = values - values.mean(0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)
-    return vectors.flip(1)[:, : min(size, len(values) - 1, values.shape[1])].contiguous()
+    found: Tensor = vectors.flip(1)[:, : min(size, len(values) - 1, values.shape[1])].contiguous()
+    return found
