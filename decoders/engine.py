@@ -106,6 +106,11 @@ class Engine:
         """Requests that wait for a slot or for memory, also those that were preempted."""
         return len(self._waiting)
 
+    @property
+    def starved(self) -> bool:
+        """Whether nothing of it is decoded and other engines hold every slot, so that a step is an error."""
+        return self.busy and not self._active and not self.free_slots
+
     def wait(self, timeout: float | None = None) -> bool:
         """Block until there is something to do; False after `timeout` seconds without."""
         with self._changed:

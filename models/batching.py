@@ -196,7 +196,10 @@ class BatchScheduler:
         taken: dict[Runner, int] = {}
         # What an engine holds back for want of memory goes first, and finds its slot free.
         blocked = {
-            runner for queue in self._engines.values() if queue.engine.waiting for runner in queue.runners
+            runner
+            for queue in self._engines.values()
+            if queue.engine.waiting or queue.engine.starved
+            for runner in queue.runners
         }
         for pending in list(self._waiting):
             queue = self._engines.get(pending.decoder) or EngineQueue(pending.decoder)
@@ -212,6 +215,9 @@ class BatchScheduler:
 
     def _step_all(self) -> None:
         for decoder, queue in list(self._engines.items()):
+            # The slot that a pair was to have may have gone to a text of one of its models: it is free soon.
+            if queue.engine.starved and self._frees_slots_of(queue):
+                continue
             try:
                 queue.step()
             except ModelError as error:
@@ -220,6 +226,13 @@ class BatchScheduler:
                 queue.fail(ModelError(f"a model broke: {error!r}"))
             if not queue.engine.busy:
                 del self._engines[decoder]
+
+    def _frees_slots_of(self, starved: EngineQueue) -> bool:
+        """Whether another engine decodes on one of these runners."""
+        return any(
+            queue.engine.busy and not queue.engine.starved and queue.runners & starved.runners
+            for queue in self._engines.values()
+        )
 
     def _fail_all(self, error: ModelError) -> None:
         with self._changed:

@@ -325,7 +325,7 @@ def test_batches_are_sent_and_collected_while_other_rows_are_asked(
     server.faults["POST /v1/batches"] = [429]
     collects = "GET /v1/files/file_output-*/content"
     server.may_answer = lambda: collects in server.log or server.direct.total() < EVEN // 2
-    assert run_job(folder, server.url, concurrency=1).job.ending == "completed"
+    assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
     check(folder, server, late=EVEN)
     assert asked_before(server, collects) < ROWS - EVEN
 
