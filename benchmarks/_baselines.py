@@ -9,13 +9,13 @@ only to score the choices.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from viaticum.routers.query.evaluate import BUDGETS, MARGIN, best_mixture
+from viaticum.routers.query.forest import lexical_counts
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
 from viaticum.routers.query.plans import IndexedPlan, simulate
 
@@ -149,46 +149,10 @@ def logistic(x: Array, matrix: OutcomeMatrix, penalty: float) -> Predict:
     return predict
 
 
-def lexical_counts(texts: Sequence[str]) -> Array:
-    """What can be counted in a question, logarithms of one more [Q, F]."""
-    patterns = [
-        r"\w+",
-        r"\d+",
-        r"[A-Z]",
-        r"\n",
-        r"[.!?]",
-        r",",
-        r"\?",
-        r"[=+*/^<>]",
-        r"[$%]",
-        r"[()\[\]{}]",
-        r"\\",
-    ]
-    patterns += [rf"\b(?i:{words})\b" for words in _WORDS]
-    counts = [[len(text), *(len(re.findall(pattern, text)) for pattern in patterns)] for text in texts]
-    return np.log1p(np.array(counts, dtype=np.float64))
-
-
-_WORDS = (
-    "how many|how much",
-    "each|every|per",
-    "more|less|than|fewer",
-    "if|then|when|unless",
-    "not|no|never|except|none",
-    "all|some|any",
-    "is|are|was|were",
-    "he|she|his|her|him",
-    "why|because|therefore",
-    "which|what|who",
-    "half|twice|third|quarter|percent|ratio",
-    "hour|day|week|year|minute|month|date",
-)
-
-
 def with_lexical(split: Split) -> Split:
     """The split with lexical counts beside the embeddings."""
     train, test = (
-        np.hstack((x, lexical_counts(matrix.texts)))
+        np.hstack((x, lexical_counts(matrix.texts).numpy()))
         for x, matrix in ((split.x_train, split.train), (split.x_test, split.test))
     )
     return replace(split, x_train=train, x_test=test)

@@ -9,7 +9,6 @@ and so the last digits. Leaves out correctness and rewards (`routers.token.polic
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -113,8 +112,6 @@ class RolloutGenerator:
         """
         if group < 2:
             raise InputError(f"a group has two texts or more, to be compared with each other; got {group}")
-        # The first text of every group comes first, and so gets the slot that holds its prompt
-        # (`_prefill_once`).
         text_seeds = [derive_seed(seed, member) for member in range(group) for seed in seeds]
         seeded = [
             replace(request, sampling=replace(request.sampling, seed=seed))
@@ -146,10 +143,8 @@ class RolloutGenerator:
         return list(self._decode(RStitchPlus(policy, tau, threshold), requests))
 
     def _decode(self, router: RStitchPlus, requests: Sequence[Request]) -> Iterator[Rollout]:
-        for model, runner in enumerate((self.small, self.large)):
-            prompts = Counter(tuple(each.prompts[model]) for each in requests)
+        for runner in (self.small, self.large):
             _clear_slots(runner)
-            _prefill_once(runner, [prompt for prompt, times in prompts.items() if times > 1])
         decoder = MixedDecoder(
             self.large,
             self.small,
@@ -185,14 +180,6 @@ class RolloutGenerator:
 def derive_seed(*parts: object) -> int:
     """A seed below 2^48 from several values."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
-
-
-def _prefill_once(runner: Runner, prompts: Sequence[Sequence[int]]) -> None:
-    """Prefill prompts that several texts share, which would each compute them otherwise."""
-    for slot, prompt in enumerate(prompts[: runner.slots]):
-        runner.reuse_prefix(slot, prompt)
-        if new := list(prompt[len(runner.cached_tokens[slot]) : -1]):
-            runner.forward([slot], [new])
 
 
 def _clear_slots(runner: Runner) -> None:

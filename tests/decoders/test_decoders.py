@@ -30,6 +30,7 @@ from viaticum.decoders import (
     MixedDecoder,
     Request,
     Result,
+    Runner,
     RunnerOutput,
     Sampling,
     TorchRunner,
@@ -395,13 +396,9 @@ def test_a_shared_prefix_changes_nothing(slots: int) -> None:
     assert empty(decoder)
 
 
-def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = [number % VOCABULARY for number in range(40)]
-    requests = [Request([*examples, 50 + n, 3], max_new_tokens=6) for n in range(6)]
-    decoder = a_decoder(EntropyRouter(0.75), slots=2)
-    read: list[int] = []
-    large = decoder.runners[1]
-    original = large.forward
+def tokens_read(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each call of the runner reads from now on."""
+    original, read = runner.forward, list[int]()
 
     def counted(
         slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any
@@ -409,7 +406,15 @@ def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPat
         read.append(sum(map(len, tokens)))
         return original(slots, tokens, *args, **kwargs)
 
-    monkeypatch.setattr(large, "forward", counted)
+    monkeypatch.setattr(runner, "forward", counted)
+    return read
+
+
+def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [number % VOCABULARY for number in range(40)]
+    requests = [Request([*examples, 50 + n, 3], max_new_tokens=6) for n in range(6)]
+    decoder = a_decoder(EntropyRouter(0.75), slots=2)
+    read = tokens_read(decoder.runners[1], monkeypatch)
     for request in requests:
         assert (
             decoder.generate(request).trace.tokens
@@ -452,18 +457,9 @@ def test_prefixes_of_several_kinds_of_prompts_are_read_once_each(
     template = [rng.randrange(VOCABULARY) for _ in range(20)]
     kinds = [template + [rng.randrange(VOCABULARY) for _ in range(length)] for length in (60, 45, 30)]
     decoder = MixedDecoder(TorchRunner(build(), slots=slots), tokenizer=Letters())
-    runner = decoder.runners[1]
-    original, read = runner.forward, [0]
-
-    def counted(
-        slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any
-    ) -> RunnerOutput:
-        read[0] += sum(map(len, tokens))
-        return original(slots, tokens, *args, **kwargs)
-
-    monkeypatch.setattr(runner, "forward", counted)
+    read = tokens_read(decoder.runners[1], monkeypatch)
     for prefixes in (20 + 60 + 45 + 30, 0):
-        read[0] = 0
+        read.clear()
         prompts = [[*kinds[n % 3], *(rng.randrange(VOCABULARY) for _ in range(3))] for n in range(5)]
         prompts.append([rng.randrange(VOCABULARY) for _ in range(7)])
         results = decoder.generate_all([Request(prompt, 4) for prompt in prompts])
@@ -472,7 +468,7 @@ def test_prefixes_of_several_kinds_of_prompts_are_read_once_each(
             for each in prompts
         ]
         assert tokens_of(results) == tokens_of(alone)
-        assert read[0] <= prefixes + 5 * 3 + 7 + 6 * 4
+        assert sum(read) <= prefixes + 5 * 3 + 7 + 6 * 4
 
 
 def test_a_few_tokens_in_common_do_not_cost_another_prompt_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,16 +478,7 @@ def test_a_few_tokens_in_common_do_not_cost_another_prompt_its_slot(monkeypatch:
     decoder = MixedDecoder(TorchRunner(build(), slots=3), tokenizer=Letters())
     for kind in kinds:
         decoder.generate(Request([*kind, 1, 2], 3))
-    runner = decoder.runners[1]
-    original, read = runner.forward, [0]
-
-    def counted(
-        slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any
-    ) -> RunnerOutput:
-        read[0] += sum(map(len, tokens))
-        return original(slots, tokens, *args, **kwargs)
-
-    monkeypatch.setattr(runner, "forward", counted)
+    read = tokens_read(decoder.runners[1], monkeypatch)
     for kind in kinds:
         decoder.generate(Request([*kind, 3, 4], 3))
-    assert read[0] <= 3 * (2 + 3), "each of the three prompts was still held"
+    assert sum(read) <= 3 * (2 + 3), "each of the three prompts was still held"

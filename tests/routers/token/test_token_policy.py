@@ -240,7 +240,6 @@ def test_a_group_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read, texts = [], []
     for once in (True, False):
         if not once:
-            monkeypatch.setattr("viaticum.decoders.rollouts._prefill_once", lambda *_: None)
             monkeypatch.setattr("viaticum.decoders.catch_up.MIN_SHARED_PREFIX", 1000)
         writer = a_writer(4)
         seen: list[int] = []
