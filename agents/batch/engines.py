@@ -17,7 +17,7 @@ from viaticum.agents.batch.workers import Cluster, Plans, Rows, WorkerConfig
 from viaticum.errors import InputError, MissingExtra, UnknownName
 
 Engine = Literal["local", "ray"]
-Process = Callable[[Plans, RowTools], Rows]
+Process = Callable[[Plans, RowTools, Callable[[], None]], Rows]
 
 
 def engine_for(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[WorkerConfig], Process]:

@@ -83,7 +83,7 @@ TRANSIENT = (ModelUnavailable, RateLimited, ProviderUnavailable)
 
 
 def process_rows(
-    planned: Iterable[PlannedRow | None], tools: RowTools
+    planned: Iterable[PlannedRow | None], tools: RowTools, meanwhile: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[PlannedRow, JobRow]]:
     """Answer rows; yields each with its plan as it ends: answered, skipped or failed.
 
@@ -93,13 +93,14 @@ def process_rows(
         planned: rows, taken when there is capacity for them; a None asks to finish some rows before further
             ones are taken.
         tools: resources and settings of the job.
+        meanwhile: called at least twice a second while rows run.
 
     Raises:
         ViaticumError: one of `FATAL`, after the rows that ran have ended.
     """
     work = _Executor(tools)
     try:
-        yield from work.rows(planned)
+        yield from work.rows(planned, meanwhile)
     finally:
         work.close()
 
@@ -129,9 +130,12 @@ class _Executor:
 
     # --- the caller's thread ----------------------------------------------------------------------
 
-    def rows(self, planned: Iterable[PlannedRow | None]) -> Iterator[tuple[PlannedRow, JobRow]]:
+    def rows(
+        self, planned: Iterable[PlannedRow | None], meanwhile: Callable[[], None]
+    ) -> Iterator[tuple[PlannedRow, JobRow]]:
         source, more = iter(planned), True
         while True:
+            meanwhile()
             while (
                 more
                 and not self._stopping()

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -68,7 +68,9 @@ class Actor(Worker):
         return {"chunk": [self.answer(chunk) for chunk in batch["chunk"]]}
 
 
-def process_rows(config: WorkerConfig, cluster: Cluster, planned: Plans, tools: RowTools) -> Rows:
+def process_rows(
+    config: WorkerConfig, cluster: Cluster, planned: Plans, tools: RowTools, meanwhile: Callable[[], None]
+) -> Rows:
     """Answer rows on the cluster that this process is connected to; else connect to one, or start one."""
     _connect(cluster)
     queue, done = Queue(actor_options={"num_cpus": 0}), Done()
@@ -76,7 +78,7 @@ def process_rows(config: WorkerConfig, cluster: Cluster, planned: Plans, tools: 
     reader.start()
     receive = partial(done.get, timeout=POLL_SECONDS)
     try:
-        yield from process_remotely(planned, tools, config.concurrency, queue.put, receive)
+        yield from process_remotely(planned, tools, meanwhile, config.concurrency, queue.put, receive)
         queue.put(None)
         reader.join(SHUTDOWN_SECONDS)
     finally:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -61,7 +62,7 @@ from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.budgets import Ledger
 from viaticum.errors import InputError, ViaticumError
-from viaticum.jobs import CACHE, Job, JobEnd
+from viaticum.jobs import CACHE, Job, JobEnd, JobRow
 
 __all__ = ["BatchEnd", "run_batch"]
 
@@ -159,6 +160,7 @@ class _Run:
         self._seen: tuple[int, ...] | None = None  # the input's state when it was last known to be the job's
         self._duplicates: dict[int, str] = {}
         self._failure: ViaticumError | None = None  # of planning, or of a provider's batch
+        self._direct: deque[PlannedRow] = deque()  # were left to a batch, and are asked now instead
         self._committed = 0  # nano-dollars held for rows that wait, and are not of this pass
 
     def run(self, stack: ExitStack) -> BatchEnd:
@@ -282,21 +284,27 @@ class _Run:
     def _pass(self, journal: RowJournal, planner: RowPlanner) -> dict[str, int]:
         """One pass over the input; returns the reasons of skipped rows, with how many rows each has."""
         why: dict[str, int] = {}
-        planned = self._without_deferred(self._looked_after(planner.plan(self._pending(journal))), planner)
-        direct: list[PlannedRow | None] = []
-        for part in (planned, self._looked_after(direct)):
-            for plan, row in self.process(self._until_deadline(part), self.rows):
+        self._direct.clear()
+        planned = self._without_deferred(planner.plan(self._pending(journal)), planner)
+        for part in (planned, self._asked_now()):
+            for plan, row in self._process(self._until_deadline(part), planner):
                 planner.settled(plan, row)
                 if row.state == "skipped":
                     why[row.reason] = why.get(row.reason, 0) + 1
                 else:
                     journal.write(row)
                 self.progress.report_if_due()
-            if self._failure is not None:
-                raise self._failure
             if part is planned:
-                direct += self._send(planner, all_money=True)
+                self._send(planner, all_money=True)
         return why
+
+    def _process(
+        self, planned: Iterable[PlannedRow | None], planner: RowPlanner
+    ) -> Iterator[tuple[PlannedRow, JobRow]]:
+        """Answer rows, and look after the batches meanwhile, however long a row takes."""
+        yield from self.process(planned, self.rows, lambda: self._look_after(planner))
+        if self._failure is not None:
+            raise self._failure
 
     def _without_deferred(
         self, planned: Iterator[PlannedRow | None], planner: RowPlanner
@@ -308,22 +316,35 @@ class _Run:
             else:
                 self.deferred.add(each)
                 planner.left_to_batch(1)
-            if self.deferred.is_due:
-                yield from self._looked_after(self._send(planner, all_money=False))
-        yield from self._looked_after(self._send(planner, all_money=False))
+            self._look_after(planner)
+            yield from self._asked_now()
+        self._send(planner, all_money=False)
+        yield from self._asked_now()
 
-    def _send(self, planner: RowPlanner, *, all_money: bool) -> list[PlannedRow]:
-        """Send rows that wait in batches; returns those that are asked now instead."""
+    def _asked_now(self) -> Iterator[PlannedRow]:
+        while self._direct:
+            yield self._direct.popleft()
+
+    def _send(self, planner: RowPlanner, *, all_money: bool) -> None:
+        """Send rows that wait in batches."""
         direct = self.deferred.send(all_money=all_money)
         planner.left_to_batch(-len(direct))
-        return direct
+        self._direct += direct
 
-    def _looked_after(self, planned: Iterable[PlannedRow | None]) -> Iterator[PlannedRow | None]:
-        """Planned rows; as they are taken, the batches at the providers are looked after."""
-        for each in planned:
-            yield each
+    def _look_after(self, planner: RowPlanner) -> None:
+        """Send rows that have waited long enough, and take the next step of batches that are due.
+
+        An error ends the pass when the rows that run have ended.
+        """
+        if self._failure is not None or self.rows.stop.is_set():
+            return
+        try:
+            if self.deferred.is_due:
+                self._send(planner, all_money=False)
             if self.deferred.is_look_due and not self._has_changed() and self.deferred.look():
                 self._committed = self.deferred.committed_nanousd()
+        except ViaticumError as error:
+            self._failure = error
 
     # --- what providers' batches have answered ----------------------------------------------------
 
@@ -332,7 +353,7 @@ class _Run:
         if not (settled := set(self.deferred.settled)):
             return
         planned = (self._settled_row(row, planner) for row in self._rows_by_number(settled))
-        for _, row in self.process(planned, self.rows):
+        for _, row in self._process(planned, planner):
             if row.state != "skipped":
                 journal.write(row)
             self.deferred.finished(row.number)
@@ -389,6 +410,8 @@ class _Run:
         """
         try:
             for each in planned:
+                if self._failure is not None:
+                    return
                 if self._is_late():
                     self._past_deadline = True
                     return

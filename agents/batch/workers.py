@@ -97,6 +97,7 @@ class Worker:
 def process_remotely(
     planned: Plans,
     tools: RowTools,
+    meanwhile: Callable[[], None],
     chunk: int,
     send: Callable[[bytes], None],
     receive: Callable[[], bytes | Exception],
@@ -108,6 +109,7 @@ def process_remotely(
     Args:
         planned: as of `process_rows`.
         tools: of all workers together.
+        meanwhile: as of `process_rows`; as often as `receive` returns or raises.
         chunk: rows that are sent together.
         send: gives a chunk to a worker.
         receive: the answer of a worker, or the error that ended all of them; raises `queue.Empty` now and
@@ -119,6 +121,7 @@ def process_remotely(
     """
     source, more, inside, stopped = iter(planned), True, 0, 0.0
     while inside or (more and not tools.stop.is_set()):
+        meanwhile()
         while more and not tools.stop.is_set() and (room := CHUNKS_AHEAD * tools.concurrency - inside) > 0:
             block = list(islice(source, min(chunk, room)))
             more, rows = bool(block), [each for each in block if each is not None]

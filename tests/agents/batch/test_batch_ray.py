@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -180,8 +181,9 @@ class Away:
         while chunk := self.given.get():
             self.done.put(worker.answer(chunk))
 
-    def process(self, planned: Plans, tools: RowTools) -> Rows:
-        yield from process_remotely(planned, tools, 4, self._send, lambda: self.done.get(timeout=0.05))
+    def process(self, planned: Plans, tools: RowTools, meanwhile: Callable[[], None]) -> Rows:
+        receive = partial(self.done.get, timeout=0.05)
+        yield from process_remotely(planned, tools, meanwhile, 4, self._send, receive)
 
     def _send(self, chunk: bytes) -> None:
         self.sent += 1

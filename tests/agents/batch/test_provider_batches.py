@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import viaticum
 import viaticum.agents.batch.deferral as deferral
 import viaticum.agents.batch.deferred as deferred
+import viaticum.agents.batch.executor as executor
 import viaticum.agents.batch.provider_batches as provider_batches
 from viaticum.agents.batch import job_folder, preview_batch
 from viaticum.agents.batch.deferred import DeferredRows
@@ -68,7 +69,15 @@ def log_of(server: BatchProvider, request: str) -> int:
 @pytest.mark.parametrize("form", FORMS)
 def test_half_the_rows_wait_and_cost_half(folder: Path, server: BatchProvider, form: str) -> None:
     events: list[dict[str, Any]] = []
-    ended = run_job(folder, server.url, form, tell=events.append)
+
+    def tell(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "waiting":
+            for batch in server.batches.values():
+                batch.pace = 0.05
+
+    server.pace = 1_000_000.0
+    ended = run_job(folder, server.url, form, tell=tell)
     assert ended.job.ending == "completed"
     check(folder, server, late=EVEN)
     found = compare(folder, server, ROWS)
@@ -328,6 +337,19 @@ def test_batches_are_sent_and_collected_while_other_rows_are_asked(
     assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
     check(folder, server, late=EVEN)
     assert asked_before(server, collects) < ROWS - EVEN
+
+
+def test_batches_are_sent_and_collected_while_one_row_runs(
+    folder: Path, server: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All calls that may be made at once are being made, and none ends: nothing further is planned."""
+    monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(executor, "AHEAD_SECONDS", 0.0)
+    collects = "GET /v1/files/file_output-*/content"
+    server.may_answer = lambda: collects in server.log
+    assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
+    check(folder, server, late=EVEN)
+    assert asked_before(server, collects) == 1
 
 
 def test_rows_are_sent_before_the_last_running_rows_end(folder: Path, server: BatchProvider) -> None:
