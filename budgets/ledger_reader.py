@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -169,11 +170,13 @@ class LedgerReader:
         `take` must not use this ledger. kinds: of these kinds alone, or of all.
         """
 
+        once = _Once(take)
+
         def action(rows: Rows) -> None:
             if budget is not None:
                 rules.get_lineage(rows, budget)
-            for entry in rows.entries(budget, None if key is None else checked_name("hold key", key), kinds):
-                take(entry)
+            wanted = None if key is None else checked_name("hold key", key)
+            once.take_all(rows.entries(budget, wanted, kinds))
 
         self._store.read(action)
 
@@ -201,14 +204,14 @@ class LedgerReader:
             since: UTC in ISO 8601; earlier posts are left out.
         """
 
+        once = _Once(take)
+
         def action(rows: Rows) -> None:
             if budget is None:
                 roots = [scope.name for scope in rows.scopes() if scope.parent is None]
             else:
                 roots = [rules.get_lineage(rows, budget)[-1].name]
-            for root in roots:
-                for entry in rows.posts_below(root, since):
-                    take(entry)
+            once.take_all(chain.from_iterable(rows.posts_below(root, since) for root in roots))
 
         self._store.read(action)
 
@@ -223,17 +226,17 @@ class LedgerReader:
             take: must not use this ledger.
             heads: `chain_heads()` of an earlier time; a chain that is not there is taken from its beginning.
         """
-        known = _checked_heads(heads)
+        known, once = _checked_heads(heads), _Once(take)
 
         def action(rows: Rows) -> dict[str, tuple[int, str]] | None:
             now = {scope.name: (scope.entries, scope.head) for scope in rows.scopes() if scope.parent is None}
             for root, head in known.items():
                 if head[0] and head != now.get(root) and rows.hash_at(root, head[0]) != head[1]:
                     return None
-            for root, head in now.items():
-                if head != known.get(root):
-                    for entry in rows.posts_after(root, known.get(root, (0, ""))[0]):
-                        take(entry)
+            new = [root for root, head in now.items() if head != known.get(root)]
+            once.take_all(
+                chain.from_iterable(rows.posts_after(root, known.get(root, (0, ""))[0]) for root in new)
+            )
             return now
 
         return self._store.read(action)
@@ -296,6 +299,25 @@ class LedgerReader:
         if isinstance(rows, WriteBuffer):
             return rows.chain_of(lineage[0], self._now)
         return Chain(rows, lineage[0], self._now())
+
+
+class _Once:
+    """Calls a function once with each entry, also where a store reads anew after it lost its connection.
+
+    The entries of each root come in the order of their numbers, so that those of an earlier reading are known
+    by the last one.
+    """
+
+    def __init__(self, take: Callable[[Entry], object]) -> None:
+        self._take, self._last = take, dict[str, int]()
+
+    def take_all(self, entries: Iterable[Entry]) -> None:
+        before = dict(self._last)
+        for entry in entries:
+            if entry.root in before and entry.number <= before[entry.root]:
+                continue
+            self._last[entry.root] = entry.number
+            self._take(entry)
 
 
 def _settled_calls(rows: Rows, last: int, after: int) -> list[tuple[Hold, Entry]]:

@@ -9,7 +9,8 @@ import pytest
 from ledger_calls import CALL, PRICES, USED
 from postgres_server import new_database, running_server
 
-from viaticum.budgets import Ledger, schema_postgres
+from viaticum.budgets import Entry, Ledger, schema_postgres
+from viaticum.budgets import postgres as postgres_store
 from viaticum.errors import LedgerError
 
 
@@ -93,14 +94,19 @@ def test_reading_needs_a_ledger_and_writes_nothing(postgres: str) -> None:
             reader.create("other", limit_nanousd=100)
 
 
+def cut_all(shell: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Cut every other connection to the database."""
+    shell.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+
+
 def test_a_connection_that_is_cut_is_made_anew(postgres: str) -> None:
     with Ledger(postgres) as ledger, psycopg.connect(postgres, autocommit=True) as shell:
         ledger.create("demo", limit_nanousd=1000)
         for number in range(3):
-            shell.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE pid <> pg_backend_pid() AND datname = current_database()"
-            )
+            cut_all(shell)
             ledger.reserve("demo", f"{number}", CALL, PRICES)
             ledger.settle(f"{number}", USED)
         assert ledger.check() == []
@@ -135,3 +141,41 @@ def test_a_server_that_crashed_and_came_back_has_all_it_confirmed() -> None:
         ledger.settle("a", USED)
         assert ledger.check() == []
         assert ledger.budget("demo").posted_nanousd == 25
+
+
+def posts_in_two_trees(ledger: Ledger) -> None:
+    for root in ("first", "second"):
+        ledger.create(root, limit_nanousd=10_000)
+        for number in range(10):
+            ledger.reserve(root, f"{root}-{number}", CALL, PRICES)
+            ledger.settle(f"{root}-{number}", USED)
+
+
+@pytest.mark.parametrize("read", ["each_new_post", "each_post", "each_entry"])
+@pytest.mark.parametrize("at", [1, 7, 13])
+def test_a_read_whose_connection_is_cut_tells_each_entry_once(
+    postgres: str, monkeypatch: pytest.MonkeyPatch, read: str, at: int
+) -> None:
+    monkeypatch.setattr(postgres_store, "_STREAM_ROWS", 2)
+    taken: list[str] = []
+    with Ledger(postgres) as ledger, psycopg.connect(postgres, autocommit=True) as shell:
+        posts_in_two_trees(ledger)
+
+        def take(entry: Entry) -> None:
+            taken.append(f"{entry.kind} {entry.key}")
+            if len(taken) == at:  # a post of another process, and the connection is lost
+                with Ledger(postgres) as other:
+                    other.reserve("first", "later", CALL, PRICES)
+                    other.settle("later", USED)
+                cut_all(shell)
+
+        if read == "each_new_post":
+            now = ledger.each_new_post(take, {})
+            assert now == ledger.chain_heads()
+            assert ledger.each_new_post(take, now) == now
+        elif read == "each_post":
+            ledger.each_post(take)
+        else:
+            ledger.each_entry(take, kinds=("post",))
+    keys = [f"{root}-{number}" for root in ("first", "second") for number in range(10)]
+    assert sorted(taken) == sorted(f"post {key}" for key in [*keys, "later"])
