@@ -28,8 +28,6 @@ from viaticum.shadow_samples import SHADOWS
 from viaticum.types import Row
 
 LOCK = ".lock"
-# Packaged entries that came after jobs whose fingerprint has to stay: used where they are named alone.
-ADDED_LATER = ("qwen2.5-coder-speculative", "qwen2.5-coder-auto")
 OWN = (JOB, ROWS, CACHE, SHADOWS, PROVIDER_BATCHES)  # and what SQLite and atomic writes put beside them
 
 
@@ -122,16 +120,22 @@ def parse_budget(budget: Dollars) -> int:
 
 
 def fingerprint(
-    given: Input, tools: WorkflowResources, router: QueryRouter | str | Path | None, policy: str
+    given: Input,
+    tools: WorkflowResources,
+    router: QueryRouter | str | Path | None,
+    policy: str,
+    catalogue: str,
 ) -> dict[str, str]:
-    """Hashes, by name, that a run which goes on must share with the job's first run."""
+    """Hashes, by name, that a run which goes on must share with the job's first run.
+
+    catalogue: of the entries that the job uses (`agents.batch.entries`).
+    """
     rows = f"skip {given.skip}, limit {given.limit}"
-    specs = {spec.name: spec.identity for spec in tools.catalogue.values() if spec.name not in ADDED_LATER}
     inner = tools.router.router if isinstance(tools.router, RestrictedRouter) else tools.router
     hashes = {
         "input": given.digest(),
         "rows": rows,
-        "catalogue": digest(specs),
+        "catalogue": catalogue,
         "router": _router_digest(inner, router),
         "policy": policy,
     }

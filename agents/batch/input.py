@@ -158,7 +158,8 @@ class Survey:
 
     rows: of the input. bad: rows that cannot be used. pending: usable rows that are not done. graded: rows
     with a known answer. problems: messages of the first bad rows. duplicates: messages of rows with the id of
-    an earlier row, by number of the row. sample: (index among the pending rows, row).
+    an earlier row, by number of the row. sample: (index among the pending rows, row). named: models that
+    usable rows name.
     """
 
     rows: int = 0
@@ -168,6 +169,7 @@ class Survey:
     problems: list[str] = field(default_factory=list)
     duplicates: dict[int, str] = field(default_factory=dict)
     sample: list[tuple[int, BatchRow]] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
 
     def note(self, problem: str) -> None:
         self.bad += 1
@@ -195,6 +197,8 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
                     if not row.problem:
                         found.duplicates[row.number] = problem
                     continue
+                if row.overrides is not None and row.names_model:
+                    found.named.add(split_model(row.overrides.model)[0])
                 if done(row.number):
                     continue
                 position = found.pending

@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from viaticum.agents.batch.entries import Entries
 from viaticum.agents.batch.settings import BatchSettings
-from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.shadow_settings import ShadowSampling
-from viaticum.budgets.records import digest
 from viaticum.generation import GenerationSettings
 from viaticum.jobs import Job
 from viaticum.local_settings import LocalSettings
 from viaticum.money import usd_digits
+from viaticum.routers.query import QueryRouter
 
 # Fields of `BatchSettings` that a job keeps. Those that concern one run alone are left out: the deadline, the
 # engine with its machines, resume, force, stop and tell.
@@ -31,8 +31,8 @@ _PATHS = ("catalogue", "router", "cache")
 SHOWN = 5  # names of entries in a message
 
 
-def remember(settings: BatchSettings, tools: WorkflowResources) -> dict[str, Any]:
-    """The settings as JSON, without defaults and objects, and the entries of the catalogue."""
+def remember(settings: BatchSettings, router: QueryRouter, entries: Entries) -> dict[str, Any]:
+    """The settings as JSON, without defaults and objects; what the router knows; the entries in use."""
     kept: dict[str, Any] = {}
     default = BatchSettings()
     for name in REMEMBERED:
@@ -49,14 +49,13 @@ def remember(settings: BatchSettings, tools: WorkflowResources) -> dict[str, Any
             kept[name] = value
         elif isinstance(value, list | tuple):
             kept[name] = list(value)
-    entries = {spec.name: digest(spec.identity)[:12] for spec in tools.catalogue.values()}
-    router = settings.router
-    given = router if isinstance(router, str | Path) or router is None else type(router).__name__
+    chosen = settings.router
+    given = chosen if isinstance(chosen, str | Path) or chosen is None else type(chosen).__name__
     return {
         "settings": kept,
         "entries": entries,
         "router": given if given is None else str(given),
-        "knowledge": [each.to_json() for each in tools.router.knowledge()],
+        "knowledge": [each.to_json() for each in router.knowledge()],
     }
 
 
@@ -131,13 +130,17 @@ def _catalogue(name: str, before: Job, now: Job) -> str:
     old, new = (each.memory.get("entries") for each in (before, now))
     if old is None or new is None:
         return "another catalogue: other entries, or others of their fields"
-    changed = [
-        *(f"{entry} changed" for entry in new if entry in old and old[entry] != new[entry]),
-        *(f"{entry} is new" for entry in new if entry not in old),
-        *(f"{entry} is missing" for entry in old if entry not in new),
-    ]
+    differing = [entry for entry in new if old.get(entry) != new[entry]]
+    changed = [f"{entry} {_change(old.get(entry), new[entry])}" for entry in differing]
     more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
     return f"the catalogue differs: {', '.join(changed[:SHOWN])}{more}"
+
+
+def _change(old: str | None, new: str | None) -> str:
+    """What became of an entry, by its digests."""
+    if old is None or new is None:
+        return "is new" if old is None else "is missing"
+    return "changed"
 
 
 def _generation(name: str, before: Job, now: Job) -> str:

@@ -27,6 +27,7 @@ from viaticum.agents.batch.cache import Cache
 from viaticum.agents.batch.deferral import Deferral
 from viaticum.agents.batch.deferred import DeferredRows
 from viaticum.agents.batch.engines import Process, engine_for
+from viaticum.agents.batch.entries import without_later_entries
 from viaticum.agents.batch.folder import (
     acquire_job_lock,
     check_fingerprint,
@@ -114,11 +115,16 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
             before = Job.load(folder)  # which another process may have changed until the lock
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
         workflow = settings.workflow(scope)
+        if before is not None:
+            workflow = without_later_entries(workflow, before)
         resources = open_job_resources(settings.budget, before, workflow, ledger)
         stack.callback(resources.threads.close)
-        job = describe(input_file, Path(out), settings, scope, before, resources)
+        settings.tell({"event": "reading", "input": str(input_file.path)})
+        found = survey(input_file.rows(), lambda number: False, SAMPLE)
+        job = describe(input_file, found, Path(out), settings, scope, before, resources)
         if before is not None:
             check_fingerprint(before, job, folder)
+        check_rows(found, input_file, skip_bad=settings.skip_bad)
         rows = RowTools(
             resources,
             scope,
@@ -131,7 +137,7 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
             settings.ledger_address, scope, workflow, settings.concurrency, settings.keep_texts
         )
         run = _Run(input_file, folder, job, rows, configure(config), settings, new=before is None)
-        return run.run(stack)
+        return run.run(stack, found)
 
 
 class _Run:
@@ -163,14 +169,10 @@ class _Run:
         self._direct: deque[PlannedRow] = deque()  # were left to a batch, and are asked now instead
         self._committed = 0  # nano-dollars held for rows that wait, and are not of this pass
 
-    def run(self, stack: ExitStack) -> BatchEnd:
-        """Run the job to its end. stack: closes what is opened here."""
+    def run(self, stack: ExitStack, found: Survey) -> BatchEnd:
+        """Run the job to its end. stack: closes what is opened here; found: of the input."""
         tell = self.settings.tell
-        tell({"event": "reading", "input": self.job.input})
-        found = survey(self.input_file.rows(), lambda number: False, SAMPLE)
-        check_rows(found, self.input_file, skip_bad=self.settings.skip_bad)
         self._duplicates = found.duplicates
-        self.job = replace(self.job, rows=found.rows)
         planner = self._planner()
         own, given, catalogue = self.folder / CACHE, self.settings.cache, self.rows.resources.catalogue
         shared = stack.enter_context(Cache(given, catalogue)) if given is not None else None

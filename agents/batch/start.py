@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from viaticum.agents.batch.batch_records import batches_left
+from viaticum.agents.batch.entries import catalogue_digest, used_entries
 from viaticum.agents.batch.folder import (
     fingerprint,
     job_folder,
@@ -40,17 +41,23 @@ FIRST_ROWS = 16  # of the sample, from which the cheapest call is found
 
 def describe(
     input_file: Input,
+    found: Survey,
     out: Path,
     settings: BatchSettings,
     scope: str,
     before: Job | None,
     resources: WorkflowResources,
 ) -> Job:
-    """What `job.json` says of the job when it starts. before: what an earlier run of it wrote there."""
+    """What `job.json` says of the job when it starts.
+
+    found: of the input. before: what an earlier run of it wrote there.
+    """
+    entries = used_entries(resources, found.named, settings.shadow, before)
+    catalogue = catalogue_digest(resources, entries, before)
     return Job(
         input=str(input_file.path),
         results=str(out),
-        rows=0,
+        rows=found.rows,
         budget=scope,
         limit_nanousd=resolve_limit(settings.budget, before),
         ledger=without_password(settings.ledger_address),
@@ -58,9 +65,9 @@ def describe(
         engine=settings.engine,
         deadline_seconds=settings.deadline,
         began=before.began if before else now(),
-        fingerprint=fingerprint(input_file, resources, settings.router, settings.policy),
+        fingerprint=fingerprint(input_file, resources, settings.router, settings.policy, catalogue),
         version=version(),
-        memory=remember(settings, resources),
+        memory=remember(settings, resources.router, entries),
     )
 
 

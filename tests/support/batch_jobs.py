@@ -12,25 +12,28 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from viaticum.agents.batch import job_folder
 from viaticum.budgets import Entry, Ledger
 from viaticum.catalogue import ModelSpec
-from viaticum.jobs import Job, JobRow, read_rows
+from viaticum.jobs import CACHE, JOB, ROWS, Job, JobRow, read_rows
 from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
 from viaticum.routers.query import Plan, PlanRow, QueryRouter
 from viaticum.types import Message, Pair, Query, RoutingTable, Row
 
 CHEAP, EXPENSIVE, SILENT = Pair("cheap", "cot"), Pair("expensive", "cot"), Pair("silent", "cot")
+OLD_JOB, OLD_ROWS = Path(__file__).resolve().parents[1] / "data" / "batch_job_v1", 20
 
 
 def spec(name: str, price: float, context: int = 8192) -> ModelSpec:
@@ -125,6 +128,23 @@ def write_questions(path: Path, count: int, *, first: int = 0, gold: bool = True
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def old_job(folder: Path) -> Path:
+    """A killed job of the first version, put into a folder; its job folder.
+
+    `tests/data/batch_job_v1` holds it, its ledger and cache as SQL dumps, and the calls that its scripted
+    models ended, one a line: model, row, seed. Paths inside read @FOLDER@.
+    """
+    inside = job_folder(folder / "out.jsonl")
+    inside.mkdir()
+    for dump, path in (("ledger.sql", folder / "ledger.db"), ("cache.sql", inside / CACHE)):
+        with closing(sqlite3.connect(path)) as database:
+            database.executescript((OLD_JOB / dump).read_text(encoding="utf-8"))
+    for name, to in (("in.jsonl", folder), ("calls.txt", folder), (JOB, inside), (ROWS, inside)):
+        text = (OLD_JOB / name).read_text(encoding="utf-8")
+        (to / name).write_text(text.replace("@FOLDER@", str(folder)), encoding="utf-8", newline="")
+    return inside
 
 
 class RecordingScript:

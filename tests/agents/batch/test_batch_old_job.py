@@ -1,43 +1,18 @@
 """A batch job that commit 0ee2f32 ran, and that SIGKILL ended in the middle, goes on with today's code.
 
-`tests/data/batch_job_v1` holds the job's folder, its ledger and cache as SQL dumps, and the calls that its
-scripted models ended, one a line: model, row, seed. Paths inside read @FOLDER@. It was made by
-`tests/support/batch_jobs.py` with the imports of that commit: 20 rows, 0.02 dollars, 8 calls at once. Its
-fingerprint holds the names of the scripted models and of the router's class.
+It was made by `tests/support/batch_jobs.py` with the imports of that commit: 20 rows, 0.02 dollars, 8 calls
+at once. Its fingerprint holds the names of the scripted models and of the router's class.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
-from batch_jobs import check_ledger, main, read_lines
+from batch_jobs import OLD_ROWS, check_ledger, main, old_job, read_lines
 
-from viaticum.agents.batch import job_folder
 from viaticum.budgets import Ledger
-from viaticum.jobs import JOB, ROWS, Job, read_rows
-
-DATA = Path(__file__).resolve().parents[2] / "data" / "batch_job_v1"
-COUNT = 20
-
-
-def restore(dump: Path, path: Path) -> None:
-    with closing(sqlite3.connect(path)) as database:
-        database.executescript(dump.read_text(encoding="utf-8"))
-
-
-def old_job(folder: Path) -> Path:
-    """The killed job, in a folder of its own; its job folder."""
-    inside = job_folder(folder / "out.jsonl")
-    inside.mkdir()
-    restore(DATA / "ledger.sql", folder / "ledger.db")
-    restore(DATA / "cache.sql", inside / "cache.db")
-    for name, to in (("in.jsonl", folder), ("calls.txt", folder), (JOB, inside), (ROWS, inside)):
-        text = (DATA / name).read_text(encoding="utf-8")
-        (to / name).write_text(text.replace("@FOLDER@", str(folder)), encoding="utf-8", newline="")
-    return inside
+from viaticum.jobs import ROWS, Job, read_rows
 
 
 def test_a_killed_job_of_an_older_version_goes_on(tmp_path: Path) -> None:
@@ -50,16 +25,16 @@ def test_a_killed_job_of_an_older_version_goes_on(tmp_path: Path) -> None:
         cut = {hold.key for hold in ledger.holds(before.budget) if hold.state == "dispatched"}
     calls_before = (tmp_path / "calls.txt").read_text().splitlines()
     assert before.ending == "running"
-    assert 0 < len(done_before) < COUNT
+    assert 0 < len(done_before) < OLD_ROWS
     assert len(paid_before) == len(calls_before)
     assert len(cut) == 8, "calls that ran when it was killed"
 
     main(tmp_path, "0.02", str(tmp_path / "ledger.db"), 0.0)
 
-    rows, posts = check_ledger(tmp_path, str(tmp_path / "ledger.db"), COUNT)
+    rows, posts = check_ledger(tmp_path, str(tmp_path / "ledger.db"), OLD_ROWS)
     after = Job.load(folder)
     assert (after.ending, after.budget, after.began) == ("completed", before.budget, before.began)
-    assert [each["id"] for each in read_lines(tmp_path / "out.jsonl")] == [f"q{n}" for n in range(COUNT)]
+    assert [each["id"] for each in read_lines(tmp_path / "out.jsonl")] == [f"q{n}" for n in range(OLD_ROWS)]
     assert {row.state for row in rows} == {"answered"}
     assert all(row == done_before[row.id] for row in rows if row.id in done_before)
     assert {call.key for row in rows for call in row.calls} >= paid_before | cut
@@ -77,7 +52,7 @@ def test_a_killed_job_whose_cut_line_and_lost_cache_are_made_again(tmp_path: Pat
 
     main(tmp_path, "0.02", str(tmp_path / "ledger.db"), 0.0)
 
-    rows, posts = check_ledger(tmp_path, str(tmp_path / "ledger.db"), COUNT)
+    rows, posts = check_ledger(tmp_path, str(tmp_path / "ledger.db"), OLD_ROWS)
     assert {row.state for row in rows} == {"answered"}
     made = (tmp_path / "calls.txt").read_text().splitlines()
     assert len(made) == len(posts) > calls_before, "the ledger has the texts of what was paid for"
