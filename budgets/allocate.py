@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ class Allocation:
         price: worth that one more unit of budget would add.
         bound: no allocation within the budget has more worth.
         reserve: part of the budget kept for cost variance.
+        is_short_of_time: whether the deadline, and not the budget alone, decided.
     """
 
     chosen: Array
@@ -52,6 +54,7 @@ class Allocation:
     price: float
     bound: float
     reserve: float
+    is_short_of_time: bool = False
 
 
 def allocate(
@@ -76,7 +79,8 @@ def allocate(
             then at most `risk`, for independent errors.
         risk: see `spread`.
         seconds: expected duration [Q, K].
-        deadline: upper bound of the total of `seconds`, in expectation.
+        deadline: upper bound of the total of `seconds`, in expectation; it changes nothing where the choice
+            that the budget alone allows is in time.
         pending: variance of other costs still to be paid from the budget.
 
     Raises:
@@ -84,30 +88,43 @@ def allocate(
     """
     worth, cost = checked("worth", worth), checked("cost", cost, worth)
     spread = None if spread is None else checked("spread", spread, worth)
-    seconds = None if seconds is None else checked("seconds", seconds, worth)
+    seconds = None if seconds is None else np.nan_to_num(checked("seconds", seconds, worth))
     check_terms(budget, seconds, deadline, risk)
     worth = np.where(np.isnan(worth) | np.isnan(cost), -np.inf, worth)
     cost = np.where(np.isnan(cost), 0.0, cost).astype(cost.dtype)
 
-    def find(reserve: float) -> tuple[_Relaxation, float]:
-        if seconds is None or deadline is None:
-            found = _within(worth, cost, budget - reserve)
-        else:
-            found = _within_both(worth, cost, budget - reserve, np.nan_to_num(seconds), deadline)
+    def total_of(values: Array | None, found: _Relaxation) -> float:
+        return 0.0 if values is None else float(take_chosen(values, found.chosen).sum())
+
+    @cache
+    def alone(reserve: float) -> _Relaxation:
+        return _within(worth, cost, budget - reserve)
+
+    def in_time(reserve: float) -> _Relaxation:
+        assert seconds is not None
+        assert deadline is not None
+        return _in_time(alone(reserve), worth, cost, budget - reserve, seconds, deadline)
+
+    def with_need(find: Callable[[float], _Relaxation], reserve: float) -> tuple[_Relaxation, float]:
+        found = find(reserve)
         if spread is None:
             return found, 0.0
         variance = pending + float((take_chosen(spread, found.chosen) ** 2).sum())
         return found, NormalDist().inv_cdf(1 - risk) * math.sqrt(variance)
 
-    found, reserve = with_reserve(find, budget)
+    found, reserve = with_reserve(partial(with_need, alone), budget)
+    is_late = deadline is not None and total_of(seconds, found) > deadline
+    if is_late:
+        found, reserve = with_reserve(partial(with_need, in_time), budget)
     return Allocation(
         found.chosen,
-        float(take_chosen(worth, found.chosen).sum()),
-        float(take_chosen(cost, found.chosen).sum()),
-        0.0 if seconds is None else float(take_chosen(seconds, found.chosen).sum()),
+        total_of(worth, found),
+        total_of(cost, found),
+        total_of(seconds, found),
         found.price,
         found.bound,
         reserve,
+        is_late,
     )
 
 
@@ -216,9 +233,10 @@ def _within(worth: Array, cost: Array, budget: float, *, penalty: Array | None =
     return _Relaxation(_fill_budget(net, cost, ends.cheap, ends.expensive, budget), ends.high, bound)
 
 
-def _within_both(worth: Array, cost: Array, budget: float, seconds: Array, deadline: float) -> _Relaxation:
-    """As `_within`, with a price of a second as well, raised until the deadline holds."""
-    found = _within(worth, cost, budget)
+def _in_time(
+    found: _Relaxation, worth: Array, cost: Array, budget: float, seconds: Array, deadline: float
+) -> _Relaxation:
+    """What `_within` found; where that takes too long, with a price of a second that keeps the deadline."""
     if take_chosen(seconds, found.chosen).sum() <= deadline:
         return found
     low, high = 0.0, _highest_price(worth, seconds)

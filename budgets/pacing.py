@@ -335,21 +335,17 @@ class Pacer:
         return with_reserve(find, money)[0]
 
     def _choose_last(self, estimates: Estimates) -> Array:
-        terms: dict[str, Any] = {
-            "spread": estimates.spread,
-            "risk": self.risk,
-            "seconds": estimates.seconds,
-            "pending": self._pending_variance,
-        }
-        worth = np.where(np.isneginf(estimates.worth), np.nan, estimates.worth)
-        budget = max(EPSILON, self._budget_left())
-        if self.deadline is None:
-            return allocate(worth, estimates.cost, budget, **terms).chosen
-        limit = max(EPSILON, self._seconds_left())
-        found = allocate(worth, estimates.cost, budget, **terms, deadline=math.inf)
-        self._is_short_of_time = found.seconds > limit
-        if self._is_short_of_time:
-            found = allocate(worth, estimates.cost, budget, **terms, deadline=limit)
+        found = allocate(
+            np.where(np.isneginf(estimates.worth), np.nan, estimates.worth),
+            estimates.cost,
+            max(EPSILON, self._budget_left()),
+            spread=estimates.spread,
+            risk=self.risk,
+            seconds=estimates.seconds,
+            deadline=None if self.deadline is None else max(EPSILON, self._seconds_left()),
+            pending=self._pending_variance,
+        )
+        self._is_short_of_time = found.is_short_of_time
         return found.chosen
 
     def _record(self, estimates: Estimates, cost: Array, chosen: Array) -> None:

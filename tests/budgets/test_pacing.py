@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,6 +241,33 @@ def test_whether_time_or_money_left_rows_out_is_known(
     chosen = pacer.choose(ones[:8], ones[:8], seconds=ones[:8], elapsed=0.0)
     assert pacer.is_short_of_time == short
     assert (SKIPPED in chosen) == (min(budget, deadline) < rows)
+
+
+def test_the_last_rows_are_chosen_as_by_two_allocations() -> None:
+    """The choice that the budget alone allows, where it is in time; else the one that keeps the deadline."""
+    rng = np.random.default_rng(11)
+    shorts = []
+    for _ in range(150):
+        shape = rows, _ = int(rng.integers(1, 30)), int(rng.integers(1, 5))
+        worth, cost, seconds = rng.random(shape), rng.random(shape) * 10, rng.random(shape) * 3
+        seconds[rng.random(shape) < 0.1] = np.nan
+        spread = cost * rng.random(shape) if rng.random() < 0.7 else None
+        budget, deadline = rows * 10 * float(rng.random()) + 0.1, rows * 3 * float(rng.random()) + 0.1
+        terms: dict[str, Any] = {"spread": spread, "seconds": np.nan_to_num(seconds)}
+        free = allocate(worth, cost, budget, **terms, deadline=math.inf)
+        expected, short = free.chosen, free.seconds > deadline
+        if short:
+            expected = allocate(worth, cost, budget, **terms, deadline=deadline).chosen
+        pacer = Pacer(
+            worth, cost, rows=rows, budget=budget, spread=spread, seconds=seconds, deadline=deadline
+        )
+        chosen = pacer.choose(worth, cost, spread, seconds, elapsed=0.0)
+        assert (chosen == expected).all()
+        assert pacer.is_short_of_time == short
+        took = np.where(chosen == SKIPPED, 0.0, terms["seconds"][np.arange(rows), chosen])
+        assert took.sum() <= deadline * (1 + 1e-9)
+        shorts.append(short)
+    assert 30 < sum(shorts) < 120
 
 
 def test_a_clock_that_runs_faster_than_expected_makes_rows_quicker() -> None:
