@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import importlib
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from traceback import walk_tb
+from types import CodeType, FrameType
 from typing import Any, Self, TypeVar
 
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
@@ -24,6 +27,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 JOIN_SECONDS = 1.0  # that a function may still take when its handler is put back
 AGAIN_SECONDS = 0.05  # until a dropped interrupt is raised again, elsewhere
 T = TypeVar("T")
+Line = tuple[CodeType, int | None]  # of a piece of code
 
 
 class SignalHandler:
@@ -100,12 +104,16 @@ class CommandInterrupts:
     """Ctrl-C while a command runs: a `KeyboardInterrupt`, and another one where a callback dropped the first.
 
     Python drops an error of a finalizer, of a weak reference's callback, and of a callback from C. An
-    extension module that is being loaded makes an `ImportError` of it. Where SIGINT is ignored it stays so.
+    extension module that is being loaded makes an `ImportError` of it, which is known by the import that it
+    ends. Where SIGINT is ignored it stays so.
 
     happened: whether there was one.
     """
 
     happened = False
+
+    def __init__(self) -> None:
+        self._imports: set[Line] = set()  # that interrupts found under way
 
     def __enter__(self) -> Self:
         is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -121,16 +129,19 @@ class CommandInterrupts:
             sys.unraisablehook = self._report
 
     def is_cause_of(self, error: BaseException) -> bool:
-        """Whether an error is what became of an interrupt."""
+        """Whether an error is what became of an interrupt, and not of something else after it."""
         each: BaseException | None = error
         while self.happened and each is not None:
-            if isinstance(each, KeyboardInterrupt | ImportError):
+            if isinstance(each, KeyboardInterrupt):
+                return True
+            if isinstance(each, ImportError) and not self._imports.isdisjoint(_lines_of(each)):
                 return True
             each = each.__cause__ or each.__context__
         return False
 
-    def _interrupt(self, number: int, frame: object) -> None:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.happened = True
+        self._imports.update(_imports_under_way(frame))
         raise KeyboardInterrupt
 
     def _unraisable(self, dropped: Any) -> None:
@@ -138,6 +149,25 @@ class CommandInterrupts:
             _thread.start_new_thread(_interrupt_again, ())  # which takes no lock, unlike Thread.start
         else:
             self._report(dropped)
+
+
+def _imports_under_way(frame: FrameType | None) -> Iterator[Line]:
+    """The lines that import something, of a frame and those that called it."""
+    while frame is not None:
+        caller = frame.f_back
+        if _is_of_import(frame) and caller is not None and not _is_of_import(caller):
+            yield caller.f_code, caller.f_lineno
+        frame = caller
+
+
+def _is_of_import(frame: FrameType) -> bool:
+    path = frame.f_code.co_filename
+    return path == importlib.__file__ or path.startswith("<frozen importlib")
+
+
+def _lines_of(error: BaseException) -> Iterator[Line]:
+    """The lines that an error came through."""
+    return ((frame.f_code, line) for frame, line in walk_tb(error.__traceback__))
 
 
 def _interrupt_again() -> None:

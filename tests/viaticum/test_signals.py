@@ -10,9 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from viaticum.errors import MissingExtra
 from viaticum.signals import (
     CommandInterrupts,
     SignalHandler,
@@ -167,17 +173,99 @@ def test_an_interrupt_that_a_finalizer_dropped_is_raised_again() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.usefixtures("interrupts")
-def test_an_error_that_an_interrupt_became_is_known() -> None:
-    with CommandInterrupts() as found:
-        assert not found.is_cause_of(ImportError("no such module"))
-        with pytest.raises(KeyboardInterrupt):
+class BrokenExtension:
+    """Modules that are interrupted while they load, and drop that, one for an error of its own, as C does."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name.startswith("interrupted_") else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        with suppress(KeyboardInterrupt):
             send(signal.SIGINT)
-        assert found.is_cause_of(ImportError("initialization failed"))
+        if module.__name__ == "interrupted_extension":
+            raise ImportError("initialization failed")
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A folder of modules, beside which there are those of `BrokenExtension`."""
+    monkeypatch.setattr(sys, "meta_path", [BrokenExtension(), *sys.meta_path])
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def import_error_of(name: str) -> ImportError:
+    with pytest.raises(ImportError) as found:
+        import_module(name)
+    return found.value
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_an_error_that_an_interrupt_became_is_known(modules: Path) -> None:
+    (modules / "outer_package.py").write_text("import interrupted_extension")
+    (modules / "telling_package.py").write_text(
+        "try:\n    import outer_package\nexcept ImportError:\n    raise ImportError('broken') from None"
+    )
+    with CommandInterrupts() as found:
+        assert not found.is_cause_of(import_error_of("no_such_module"))
+        for name in ("interrupted_extension", "outer_package", "telling_package"):
+            assert found.is_cause_of(import_error_of(name))
         other = ValueError("closed twice")
         assert not found.is_cause_of(other)
         other.__context__ = KeyboardInterrupt()
         assert found.is_cause_of(other)
+
+
+@pytest.mark.usefixtures("interrupts", "modules")
+@pytest.mark.parametrize("survived", ["handled", "dropped by an import", "an import that is not needed"])
+def test_an_interrupt_that_was_survived_causes_no_later_error(survived: str) -> None:
+    with CommandInterrupts() as found:
+        if survived == "handled":
+            with pytest.raises(KeyboardInterrupt):
+                send(signal.SIGINT)
+        elif survived == "dropped by an import":
+            import_module("interrupted_module")
+        else:
+            with suppress(ImportError):
+                import_module("interrupted_extension")
+        assert found.happened
+        later = import_error_of("no_such_module")
+        assert not found.is_cause_of(later)
+        extra = MissingExtra("no_such_module", "local")
+        extra.__cause__ = later
+        assert not found.is_cause_of(extra)
+
+
+SURVIVING = """
+import signal, sys
+from viaticum import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+@cli.app.command()
+def survive():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    sys.modules["litellm"] = None
+    import litellm
+sys.argv = ["viaticum", "survive"]
+cli.main()
+"""
+
+
+def test_a_command_that_survived_an_interrupt_tells_what_ends_it_later() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SURVIVING], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "viaticum[remote]" in done.stderr
 
 
 def test_where_interrupts_are_ignored_they_stay_so() -> None:
