@@ -1,8 +1,9 @@
 """Strategies by name. The built-in ones are registered here, one line each; `register` adds others.
 
 `self-consistency:cot:5` is the majority vote of five samples of `cot`, and likewise for every registered
-strategy; `think:512` and `think:2k` are `think` with a budget. These are created on demand, and `names` does
-not list them. `load` registers strategies of the user's own modules as `module:name`.
+strategy; `think:512` and `think:2k` are `think` with a budget; `verify` answers no question, it checks an
+answer. These are created on demand, and `names` does not list them. `load` registers strategies of the user's
+own modules as `module:name`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from viaticum.strategies.pot import Pot
 from viaticum.strategies.self_consistency import PREFIX as SAMPLED
 from viaticum.strategies.self_consistency import SelfConsistency, parse_name
 from viaticum.strategies.think import Think, parse_budget, think_within
+from viaticum.strategies.verify import Verify
+from viaticum.types import VERIFY
 
 _strategies: dict[str, Strategy] = {}
 
@@ -77,6 +80,8 @@ def get(name: str) -> Strategy:
     """
     if name in _strategies:
         return _strategies[name]
+    if name == VERIFY:
+        return Verify()
     if (budget := parse_budget(name)) is not None:
         return think_within(budget)
     sampled = parse_name(name)

@@ -1,5 +1,9 @@
 """The outcome table on disk: JSON lines, CSV or Parquet, one row a question, model and strategy.
 
+A verdict on an answer is a row too: its model is the verifier, its strategy `verify:` and the pair that was
+checked, its answer yes or no, and it is correct where that is. Readers of outcomes do not see these rows;
+`read_verdicts` does.
+
 Profiling, importing other formats (`viaticum.outcome_imports`), fitting routers and reports are elsewhere.
 Parquet needs pyarrow (extra `local`); the rest needs no extra.
 """
@@ -17,9 +21,10 @@ from typing import Any
 from viaticum.errors import DataError, InputError
 from viaticum.files import atomic_file, write_jsonl
 from viaticum.records import file_format, free_name, plain, read_values, write_table
-from viaticum.types import Outcome
+from viaticum.types import VERIFY, Outcome, Pair
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
+VERDICT = f"{VERIFY}:"  # start of the strategy of a verdict; the pair that was checked follows
 REQUIRED = ("dataset", "question_id", "model", "strategy", "correct")
 _COUNTS = ("input_tokens", "output_tokens", "cost_nanousd")
 _TYPES: dict[str, type] = {
@@ -33,7 +38,7 @@ _Z95 = NormalDist().inv_cdf(0.975)
 
 
 def read_outcomes(*paths: str | Path) -> list[Outcome]:
-    """Read all rows of outcome tables: Parquet and CSV where the suffix says so, else JSON lines.
+    """Read all answers of outcome tables: Parquet and CSV where the suffix says so, else JSON lines.
 
     Of several tables a row that stands in more than one counts once.
 
@@ -48,8 +53,20 @@ def read_outcomes(*paths: str | Path) -> list[Outcome]:
 
 
 def iterate_outcomes(path: str | Path) -> Iterator[Outcome]:
-    """Read the rows of an outcome table one at a time. Raises as `read_outcomes`."""
-    return (parse_outcome(row, source) for source, row in outcome_rows(path))
+    """Read the answers of an outcome table one at a time. Raises as `read_outcomes`."""
+    rows = (parse_outcome(row, source) for source, row in outcome_rows(path))
+    return (row for row in rows if checked_pair(row) is None)
+
+
+def read_verdicts(*paths: str | Path) -> list[Outcome]:
+    """Read the verdicts of outcome tables, each once. Raises as `read_outcomes`."""
+    rows = (parse_outcome(row, source) for path in paths for source, row in outcome_rows(path))
+    return list(dict.fromkeys(row for row in rows if checked_pair(row) is not None))
+
+
+def checked_pair(row: Outcome) -> Pair | None:
+    """The pair whose answer a row is a verdict on; None of an answer."""
+    return Pair.parse(row.strategy.removeprefix(VERDICT)) if row.strategy.startswith(VERDICT) else None
 
 
 def outcome_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -93,12 +93,20 @@ def split_model(text: str) -> tuple[str, str]:
     return (model, strategy) if model and strategy else (text, "")
 
 
+VERIFY = "verify"  # the strategy of a pair that says whether the answer before it is right
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Pair:
     """One way to answer: a model of the catalogue and a strategy. Written `model+strategy`."""
 
     model: str
     strategy: str
+
+    @property
+    def is_check(self) -> bool:
+        """Whether it gives no answer, but says whether another one is right."""
+        return self.strategy == VERIFY
 
     def __str__(self) -> str:
         return f"{self.model}+{self.strategy}"

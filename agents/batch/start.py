@@ -99,7 +99,8 @@ def check_budget_suffices(
         if row.overrides is not None and row.overrides.model != "auto":
             pairs = list(planner.named_plan(row).pairs)
         else:
-            pairs = list({pair for each in planner.estimates.of(row.query)[0] for pair in each.plan.pairs})
+            plans = planner.estimates.of(row.query)[0]
+            pairs = list({pair for each in plans for pair in each.plan.pairs if not pair.is_check})
         for pair in pairs:
             try:
                 cost = worst_of(resources, replace(without_plan(row), plan=Plan((pair,))))

@@ -29,7 +29,6 @@ from viaticum.agents.batch.tune_pairwise import PROMPT as COMPARISON
 from viaticum.agents.batch.tune_pairwise import comparison_row
 from viaticum.agents.build import open_resources, prior_model
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.rubric import PROMPT
 from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
 from viaticum.budgets import Ledger, default_path
 from viaticum.catalogue import Catalogue
@@ -47,6 +46,7 @@ from viaticum.routers.query.prior import AbilityPrior
 from viaticum.routers.query.prior_screening import PriorScreen
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies import load as load_strategies
+from viaticum.strategies.verify import PROMPT
 from viaticum.types import Pair
 
 HELD_OUT = 0.3  # share of the questions

@@ -20,12 +20,12 @@ from viaticum.agents.batch.input import BatchRow, RequestOverrides
 from viaticum.agents.batch.output import RowJournal
 from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import RowTools
-from viaticum.agents.workflow.rubric import SETTINGS, read_verdict, rubric_prompt
 from viaticum.budgets.records import digest
 from viaticum.files import private_folder
 from viaticum.jobs import JobRow, read_rows
 from viaticum.questions import Question
 from viaticum.routers.query import Plan
+from viaticum.strategies.verify import SETTINGS, read_verdict, rubric_prompt
 from viaticum.types import Pair
 
 Grading = Literal["rubric", "pairwise", "agreement"]

@@ -26,10 +26,10 @@ from viaticum.agents.batch.tune_judge import (
     Progress,
     call_of_judge,
 )
-from viaticum.agents.workflow.rubric import UNTRUSTED, quoted
 from viaticum.budgets.records import digest
 from viaticum.questions import Question
 from viaticum.strategies.answers import equivalent
+from viaticum.strategies.verify import UNTRUSTED, quoted
 
 Choice = Literal["A", "B", "TIE"]
 PROMPT = f"""You compare two final answers to a question, A and B. Work out the right answer yourself first.

@@ -86,9 +86,14 @@ def restricted_for(
 
 
 def pending_pairs(state: State, resources: WorkflowResources) -> list[str]:
-    """The pairs of the plan that are not tried yet, that may be used, and whose model has not failed."""
+    """The pairs of the plan that are not tried yet, that may be used, and whose model has not failed.
+
+    A check only where there is an answer.
+    """
     pairs = state["plan"]["pairs"] if state["plan"] else []
     left = [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
+    if not state["votes"]:
+        left = [pair for pair in left if not Pair.parse(pair).is_check]
     return [pair for pair in left if not resources.residency or resources.is_usable(Pair.parse(pair))]
 
 

@@ -16,6 +16,7 @@ from langchain_core.callbacks.manager import CallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, AIMessageChunk, convert_to_messages
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 from langgraph.config import get_config
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.runtime import Runtime
 
 from viaticum.types import Completion, Message, ThinkingDelta
@@ -27,6 +28,7 @@ class StreamReporter:
     Args:
         id: of the message that the model generates.
         metadata: of the call, beside its model; LangSmith and other tracers show it.
+        is_check: of an answer: tracers alone see it.
     """
 
     def __init__(
@@ -36,14 +38,17 @@ class StreamReporter:
         model: str,
         messages: Sequence[Message],
         metadata: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        is_check: bool = False,
     ) -> None:
-        self._write, self._id = runtime.stream_writer, id
-        self._run = _start(model, messages, metadata)
+        self._write, self._id, self._is_check = runtime.stream_writer, id, is_check
+        self._run = _start(model, messages, metadata, [TAG_NOSTREAM] if is_check else [])
 
     def piece(self, piece: str | ThinkingDelta) -> None:
         is_thought = isinstance(piece, ThinkingDelta)
         text = piece.text if isinstance(piece, ThinkingDelta) else piece
-        self._write({"thinking" if is_thought else "text": text})
+        if not self._is_check:
+            self._write({"thinking" if is_thought else "text": text})
         if self._run is not None:
             chunk = AIMessageChunk(
                 content="" if is_thought else text,
@@ -73,13 +78,13 @@ class StreamReporter:
 
 
 def _start(
-    model: str, messages: Sequence[Message], metadata: Mapping[str, Any]
+    model: str, messages: Sequence[Message], metadata: Mapping[str, Any], tags: Sequence[str]
 ) -> CallbackManagerForLLMRun | None:
     """Start a run with the callbacks of this node; None if it has no handler."""
     config = get_config()
     manager = CallbackManager.configure(
         inheritable_callbacks=config.get("callbacks"),
-        inheritable_tags=config.get("tags"),
+        inheritable_tags=[*(config.get("tags") or ()), *tags],
         inheritable_metadata={**_metadata(config, model), **metadata},
     )
     if not manager.handlers:

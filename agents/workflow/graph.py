@@ -7,7 +7,8 @@
     approval  a person decides, if the budget is short and on_short is "ask"
 
 A strategy with several samples loops from parse to call until its vote is settled; a plan of several pairs
-loops from parse to route until enough of their answers agree.
+loops from parse to route until enough of their answers agree, or a check says that the first one is right. A
+check is a call like others; its text is not shown.
 
 Where a model cannot answer a call, the next pair is asked, with a hold of its own (see
 `viaticum.agents.workflow.failover`); where no pair is left the error ends the run.
@@ -108,14 +109,16 @@ from viaticum.agents.workflow.state import (
     turns_of,
 )
 from viaticum.agents.workflow.telemetry import CallSpan, current, route_metadata
-from viaticum.agents.workflow.voting import pair_of, vote_of_samples
+from viaticum.agents.workflow.voting import pair_of, vote_of_samples, why_next
 from viaticum.agents.workflow.watched_router import expected_tags
 from viaticum.budgets import Budget, Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, DeadlineExceeded, ModelError, ModelUnavailable
+from viaticum.generation import NO_SETTINGS
 from viaticum.money import usd_digits
 from viaticum.routers.query import Plan, PlanRoute, PlanRow, as_policy, choose_plan
 from viaticum.strategies import get as get_strategy
+from viaticum.strategies.verify import AnsweredQuery
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row
 
 JITTER_SECONDS = 1.0  # that LangGraph may add to the wait before a further try
@@ -194,7 +197,7 @@ class Workflow:
         of_pair, of_plan = self._seconds(state)
         pending = in_time(pending, of_pair, deadline)
         if plan and pending:
-            why = failure or f"{len(state['votes'])} answers so far, and no {plan['need']} agree"
+            why = failure or why_next(state)
             return self._select_pair(state, runtime, Pair.parse(pending[0]), why, plan)
         if state["votes"]:
             return self._finish(state)  # the other pairs of the plan could not be paid for
@@ -358,14 +361,15 @@ class Workflow:
         table, _ = self._estimate(state)
         row = next((row for row in table if row.pair == pair), Row(pair, 0.0, 0, 0, 0, 0))
         route = route_to_json(Route(pair, row, why))
-        runtime.stream_writer({"route": route})
         update: State = {
             "route": route,
-            "pair": str(pair),
             "tried": [*state["tried"], str(pair)],
             "completion": None,
             "plan": plan,
         }
+        if not pair.is_check:
+            runtime.stream_writer({"route": route})
+            update["pair"] = str(pair)
         return Command(update=update, goto="call")
 
     def _span(self, state: State, runtime: Runtime[Allowance], call: ModelCall, hold: Hold) -> CallSpan:
@@ -415,7 +419,8 @@ class Workflow:
             tags |= expected_tags(
                 self.resources.router, query_of(state), row_from_json(state["route"]["row"])
             )
-        tags |= session_tags(self.resources.sessions, state["asked"].get("session"), call.model.name)
+        if not pair_of(state).is_check:  # its model is not the session's
+            tags |= session_tags(self.resources.sessions, state["asked"].get("session"), call.model.name)
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread
         if row_allowance(runtime) and state["plan"]:
@@ -529,7 +534,12 @@ class Workflow:
     ) -> Completion:
         began, ledger = time.monotonic(), self.resources.ledger
         reporter = StreamReporter(
-            runtime, f"answer-{key}", call.model.name, call.messages, route_metadata(route, call.generation)
+            runtime,
+            f"answer-{key}",
+            call.model.name,
+            call.messages,
+            route_metadata(route, call.generation),
+            is_check=route is not None and Pair.parse(route["pair"]).is_check,
         )
         with settle_on_failure(ledger, key, call.model, call.messages, call.generation) as pieces:
             try:
@@ -572,14 +582,12 @@ class Workflow:
 
     def _model_call(self, state: State, runtime: Runtime[Allowance]) -> ModelCall:
         pair, resources = pair_of(state), restricted_for(self.resources, state, runtime)
-        return ModelCall.of(
-            resources.model(pair.model),
-            resources.catalogue,
-            pair,
-            query_of(state),
-            settings_of(state),
-            len(state["samples"]),
-        )
+        query, settings, value = query_of(state), settings_of(state), state["value"]
+        if pair.is_check:
+            assert value is not None
+            query, settings = AnsweredQuery.of(query, value), NO_SETTINGS
+        model = resources.model(pair.model)
+        return ModelCall.of(model, resources.catalogue, pair, query, settings, len(state["samples"]))
 
     def _finish(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}

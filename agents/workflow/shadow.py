@@ -29,7 +29,6 @@ from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
-from viaticum.agents.workflow.rubric import SETTINGS, read_verdict, rubric_prompt
 from viaticum.agents.workflow.shadow_questions import Sampled, same_pair, worst_case_of
 from viaticum.agents.workflow.shadow_settings import ShadowSampling
 from viaticum.agents.workflow.state import (
@@ -55,6 +54,7 @@ from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.shadow_samples import GivenAnswer, ShadowSample, append_sample
 from viaticum.strategies import equivalent
 from viaticum.strategies.answers import is_right
+from viaticum.strategies.verify import SETTINGS, read_verdict, rubric_prompt
 from viaticum.types import Answer, Pair, Query, split_model
 
 THREADS = 4

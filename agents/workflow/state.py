@@ -25,7 +25,7 @@ from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.residency import Only, Residency, checked_only
 from viaticum.routers.query import Plan, Policy, as_policy
-from viaticum.types import ROLES, Answer, Completion, Message, Query, TokenCount, Usage
+from viaticum.types import ROLES, Answer, Completion, Message, Pair, Query, TokenCount, Usage
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,11 @@ class AnswerOutput(TypedDict, total=False):
     """The answer.
 
     value: None if no pair gave an answer; reason then says why. pair: the last one called, as model+strategy;
-    routes: each pair called, its row and why. cost: nano-dollars, wasted tries included; cost_usd: the same
-    in dollars, exactly, as a text; held: nano-dollars of the worst cases that were held. thinking: what the
-    last call thought before its text. usage: by model, [input, output, cached input, reasoning tokens,
-    milliseconds]. messages: the text as a message, for graphs whose state is a conversation.
+    routes: each pair called, its row and why; checks of answers are not among them. cost: nano-dollars,
+    wasted tries included; cost_usd: the same in dollars, exactly, as a text; held: nano-dollars of the worst
+    cases that were held. thinking: what the last call thought before its text. usage: by model, [input,
+    output, cached input, reasoning tokens, milliseconds]. messages: the text as a message, for graphs whose
+    state is a conversation.
     """
 
     value: str | None
@@ -142,12 +143,12 @@ class State(QuestionInput, AnswerOutput, total=False):
     the settings of its calls, where its data may go, and its session.
     call: number of the current call, from 0. tried: pairs already used, as model+strategy. failures:
     calls that another pair answers instead, as [pair, class of the error, message]. plan: pairs to
-    call, as model+strategy, and `need`, the number of equal answers that settles it. votes: their answers so
-    far, as [pair, value]. route: the current pair, its row and why. completion: the result of the current
-    call. samples: the readings of this pair's calls so far, as [value, reason], while its strategy needs
-    more. short: the approval request, while a person decides. on_short: what was decided, for the rest of the
-    question. done: an answer was accepted, or no pair is left. until: when the run has to end,
-    in seconds of `time.time`, of a graph that is called without the client.
+    call, as model+strategy, and `need`, the number of equal answers that settles it, 1 where a check does.
+    votes: their answers so far, as [pair, value]. route: the current pair, its row and why. completion: the
+    result of the current call. samples: the readings of this pair's calls so far, as [value, reason], while
+    its strategy needs more. short: the approval request, while a person decides. on_short: what was decided,
+    for the rest of the question. done: an answer was accepted, or no pair is left. until: when the run has to
+    end, in seconds of `time.time`, of a graph that is called without the client.
     """
 
     run: str
@@ -218,19 +219,24 @@ def new_question(
 def after_call(state: State, completion: Completion, hold: Hold, entry: Entry, wasted: int) -> State:
     """The update after a call: its text, and the question's totals with its cost and usage.
 
-    wasted: nano-dollars of its earlier tries.
+    A check adds to the totals alone. wasted: nano-dollars of its earlier tries.
     """
     usage = dict(state["usage"])
     for name, tokens in completion.usage.models.items():
         usage[name] = count_to_list(TokenCount(*usage.get(name, ())) + tokens)
     assert state["route"] is not None
     first = [] if state["samples"] else [state["route"]]
-    return {
+    totals: State = {
         "completion": completion_to_json(completion),
         "cost": state["cost"] + entry.nanousd + wasted,
         "held": state["held"] + hold.held_nanousd,
         "usage": usage,
         "seconds": state["seconds"] + completion.usage.seconds,
+    }
+    if Pair.parse(state["route"]["pair"]).is_check:
+        return totals
+    return {
+        **totals,
         "routes": [*state["routes"], *first],
         "text": completion.text,
         "thinking": completion.thinking,

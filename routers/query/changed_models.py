@@ -51,7 +51,7 @@ class Adjustments:
         of_pair = {pair: changes.get(pair.model, none) for pair in pairs}
         kept, accuracy, cost = [], [], []
         for plan in plans:
-            found = [of_pair[pair] for pair in plan.pairs]
+            found = [changes.get(pair.model, none) for pair in plan.pairs]
             weights = [max(dollars.get(pair, 0.0), 1e-12) for pair in plan.pairs]
             factors = sum(each.costs[2] * weight for each, weight in zip(found, weights, strict=True))
             kept.append(KEPT_TRUST if any(each is not none for each in found) else 1.0)

@@ -56,7 +56,7 @@ def evaluate(
         DataError: no question was given to every pair.
     """
     asked = len(matrix)
-    matrix = matrix.select(matrix.complete)
+    matrix = matrix.select(simulated_rows(router, matrix))
     if not len(matrix):
         raise DataError(
             f"none of the {asked} questions was given to every pair of the router, so that its choices "
@@ -142,17 +142,42 @@ def _paced_point(
 
 def column_outcomes(router: RTRRouter, matrix: OutcomeMatrix) -> tuple[Array, Array, Array]:
     """Actual results of each column of the router: correct, dollars and calls, each [Q, M]."""
-    results = [
-        simulate(plan, matrix.correct, matrix.cost, matrix.answers) for plan in indexed_plans(router, matrix)
-    ]
+    known = matrix.with_verdicts()
+    results = [simulate(plan, *known) for plan in indexed_plans(router, matrix)]
     correct, cost, calls = (np.stack(each, 1) for each in zip(*results, strict=True))
     return correct, cost, calls
 
 
 def indexed_plans(router: RTRRouter, matrix: OutcomeMatrix) -> list[IndexedPlan]:
-    """The router's plans by the columns of the matrix."""
+    """The router's plans by the columns of the matrix, and of its verdicts.
+
+    Raises `DataError` where a plan has a check that the matrix has no verdicts of.
+    """
     numbers = {pair: number for number, pair in enumerate(matrix.pairs)}
-    return [(tuple(numbers[pair] for pair in plan.pairs), plan.need) for plan in router.plans]
+    checks = () if matrix.verdicts is None else matrix.verdicts.columns
+    of_check = {column: number for number, column in enumerate(checks, len(matrix.pairs))}
+    plans: list[IndexedPlan] = []
+    for plan in router.plans:
+        first = numbers[plan.pairs[0]]
+        try:
+            found = (of_check[first, pair.model] if pair.is_check else numbers[pair] for pair in plan.pairs)
+            plans.append((tuple(found), plan.need))
+        except KeyError as error:
+            raise DataError(
+                f"the router has the plan {plan}, and the table no verdicts for it ({error}); give a table "
+                "that was profiled with --verifier, or fit without plans"
+            ) from None
+    return plans
+
+
+def simulated_rows(router: RTRRouter, matrix: OutcomeMatrix) -> Array:
+    """Mask of the questions that all plans of the router can be followed on [Q]."""
+    rows = matrix.complete
+    for order, _ in indexed_plans(router, matrix):
+        for column in order:
+            if column >= len(matrix.pairs):
+                rows = rows & matrix.verdict_known(column)
+    return rows
 
 
 def best_mixture(correct: Array, cost: Array, budget: float) -> Array | None:
@@ -281,7 +306,7 @@ def _token_coverage(prediction: Prediction, matrix: OutcomeMatrix) -> float | No
 
 def _largest_share(router: RTRRouter, matrix: OutcomeMatrix, chosen: Array, calls: Array) -> float:
     """The share of the calls that goes to the most called pair."""
-    counts = np.zeros(len(matrix.pairs))
+    counts = np.zeros(matrix.with_verdicts()[0].shape[1])
     plans = indexed_plans(router, matrix)
     for row, column in enumerate(chosen):
         for pair in plans[column][0][: calls[row, column]]:

@@ -51,7 +51,7 @@ from viaticum.routers.query.outcome_matrix import (
     split_templates,
 )
 from viaticum.routers.query.parameters import RouterParameters, RTRSettings
-from viaticum.routers.query.plan_search import plan_optimism, search_plans
+from viaticum.routers.query.plan_search import plan_optimism, search_checks, search_plans
 from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, Plan, simulate
 from viaticum.routers.query.rtr import RTRRouter
 from viaticum.routers.query.shared_text import SharedText, find_shared
@@ -72,6 +72,7 @@ from viaticum.routers.query.trust import (
     heads_alone,
     limits_of,
 )
+from viaticum.routers.query.verdicts import verifier_facts
 from viaticum.types import Pair
 
 MIN_KNOWN = (
@@ -120,6 +121,8 @@ def fit(
     optimism = (
         plan_optimism(matrix, embeddings, folds, settings.seed) if len(plans) > len(matrix.pairs) else 0.0
     )
+    if settings.plans and matrix.verdicts is not None:
+        plans += search_checks(matrix, plans, groups, folds)
     data = _training_data(matrix, embeddings, plans)
     if len(matrix) < FOREST_QUESTIONS:
         settings = without_forest(settings)
@@ -156,6 +159,7 @@ def fit(
         "date": datetime.now(UTC).date().isoformat(),
         "groups": int(groups.max()) + 1,
         **_facts(matrix, parameters, home),
+        **({} if matrix.verdicts is None else {"verifiers": _verifier_facts(matrix)}),
         "epochs": epochs,
         "plan_optimism": round(optimism, 4),
         "forest_gain": gain,
@@ -236,15 +240,24 @@ def _training_data(matrix: OutcomeMatrix, embeddings: Tensor, plans: list[Indexe
     )
 
 
-def _plan_outcomes(matrix: OutcomeMatrix, plans: list[IndexedPlan]) -> tuple[Tensor, Tensor]:
-    """Correct and dollars of every column [Q, M]; NaN where the pair, or one of the plan, was not asked."""
+def _plan_outcomes(
+    matrix: OutcomeMatrix, plans: list[IndexedPlan], spent: Array | None = None
+) -> tuple[Tensor, Tensor]:
+    """Correct and dollars of every column [Q, M]; NaN where the pair, or one of the plan, was not asked.
+
+    spent: seconds in place of dollars, of pairs [Q, P].
+    """
     count = len(matrix.pairs)
     correct, cost = (np.full((len(matrix), len(plans)), np.nan) for _ in range(2))
-    correct[:, :count], cost[:, :count] = matrix.correct, matrix.cost
-    asked = ~np.isnan(matrix.correct) & ~np.isnan(matrix.cost)
+    known = matrix.with_verdicts(spent)
+    correct[:, :count], cost[:, :count] = (each[:, :count] for each in known[:2])
+    asked = ~np.isnan(correct[:, :count]) & ~np.isnan(cost[:, :count])
     for column, plan in enumerate(plans[count:], count):
-        rows = asked[:, list(plan[0])].all(1)
-        result = simulate(plan, matrix.correct[rows], matrix.cost[rows], matrix.answers[rows])
+        rows = asked[:, [number for number in plan[0] if number < count]].all(1)
+        for number in plan[0]:
+            if number >= count:
+                rows &= matrix.verdict_known(number)
+        result = simulate(plan, *(each[rows] for each in known))
         correct[rows, column], cost[rows, column], _ = result
     return torch.from_numpy(correct).float(), torch.from_numpy(cost).float()
 
@@ -253,7 +266,7 @@ def _plan_seconds(matrix: OutcomeMatrix, plans: list[IndexedPlan]) -> Tensor | N
     """Seconds of every column, as `_plan_outcomes` finds its dollars [Q, M]; None where none are known."""
     if np.isnan(matrix.seconds).all():
         return None
-    return _plan_outcomes(replace(matrix, cost=matrix.seconds), plans)[1]
+    return _plan_outcomes(matrix, plans, matrix.seconds)[1]
 
 
 def _columns(
@@ -263,12 +276,18 @@ def _columns(
     strategies = list(dict.fromkeys(pair.strategy for pair in pairs))
     members = torch.zeros(len(plans), len(pairs))
     for column, (order, _) in enumerate(plans):
-        members[column, list(order)] = 1 / len(order)
+        answering = [number for number in order if number < len(pairs)]
+        members[column, answering] = 1 / len(answering)
     embedded = [
         encoder([descriptions.get(name, name) for name in names]).float() for names in (models, strategies)
     ]
     of_pair = [[models.index(pair.model), strategies.index(pair.strategy)] for pair in pairs]
     return Columns(embedded[0], embedded[1], torch.tensor(of_pair), members)
+
+
+def _verifier_facts(matrix: OutcomeMatrix) -> list[dict[str, Any]]:
+    assert matrix.verdicts is not None
+    return verifier_facts(matrix.verdicts, matrix.pairs, matrix.correct)
 
 
 def _fit_parameters(
@@ -307,7 +326,7 @@ def _fit_parameters(
     )
     return RouterParameters(
         pairs=matrix.pairs,
-        plans=tuple(Plan(tuple(matrix.pairs[pair] for pair in order), need) for order, need in plans),
+        plans=tuple(Plan(tuple(map(matrix.pair_of, order)), need) for order, need in plans),
         embeddings=data.embeddings,
         correct=data.correct,
         cost=data.cost,

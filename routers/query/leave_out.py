@@ -66,7 +66,7 @@ def evaluate_leaving_out(
     Raises:
         InputError: fewer than two data sets, or too few questions beside one of them.
     """
-    matrix = matrix.select(matrix.complete)
+    matrix = matrix.select(matrix.complete).without_partial_verdicts()
     names = np.unique(matrix.datasets)
     if len(names) < MIN_DATASETS:
         raise InputError(

@@ -10,7 +10,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 
 from viaticum.errors import DataError, InputError
 from viaticum.money import NANOUSD_PER_USD
-from viaticum.types import Outcome, Pair
+from viaticum.routers.query.verdicts import Verdicts, lay_out
+from viaticum.types import VERIFY, Outcome, Pair
 
 # Spellings of a missing answer. Where one of them is a real answer, it only fails to count as agreement.
 NO_ANSWER = frozenset(("", "none", "null", "nan", "n/a", "unknown", "invalid", "error"))
@@ -46,6 +47,7 @@ class OutcomeMatrix:
         answers: integers [Q, P], equal within a row where two pairs gave the same answer, and unlike every
             other where a pair gave none.
         seconds: that answers took; NaN also where that is not known [Q, P].
+        verdicts: of verifiers on the answers; None without any.
     """
 
     pairs: tuple[Pair, ...]
@@ -57,6 +59,7 @@ class OutcomeMatrix:
     truncated: Array
     answers: Array
     seconds: Array
+    verdicts: Verdicts | None = None
 
     @property
     def datasets(self) -> Array:
@@ -83,17 +86,56 @@ class OutcomeMatrix:
             self.truncated[index],
             self.answers[index],
             self.seconds[index],
+            None if self.verdicts is None else self.verdicts.select(index),
         )
+
+    def with_verdicts(self, spent: Array | None = None) -> tuple[Array, Array, Array]:
+        """What `simulate` reads: correct, dollars and answers, with V columns of verdicts [Q, P + V].
+
+        spent: seconds in place of dollars, of pairs [Q, P].
+        """
+        cost = self.cost if spent is None else spent
+        if self.verdicts is None:
+            return self.correct, cost, self.answers
+        known = self.verdicts
+        of_checks = known.cost if spent is None else known.seconds
+        none = np.full(known.yes.shape, -1, dtype=self.answers.dtype)
+        pairs = (self.correct, known.yes), (cost, of_checks), (self.answers, none)
+        correct, dollars, answers = (np.concatenate(each, 1) for each in pairs)
+        return correct, dollars, answers
+
+    def without_partial_verdicts(self) -> OutcomeMatrix:
+        """Without the verdicts of columns that are not known on every question."""
+        if self.verdicts is None:
+            return self
+        numbers = range(len(self.verdicts.columns))
+        whole = [number for number in numbers if self.verdict_known(len(self.pairs) + number).all()]
+        return replace(self, verdicts=self.verdicts.columns_of(whole) if whole else None)
+
+    def pair_of(self, column: int) -> Pair:
+        """The pair of a column of `with_verdicts`."""
+        if column < len(self.pairs):
+            return self.pairs[column]
+        assert self.verdicts is not None
+        return Pair(self.verdicts.columns[column - len(self.pairs)][1], VERIFY)
+
+    def verdict_known(self, column: int) -> Array:
+        """Mask of the questions for which a plan can follow the verdicts of a column [Q]."""
+        assert self.verdicts is not None
+        number = column - len(self.pairs)
+        pair, _ = self.verdicts.columns[number]
+        return np.asarray(~np.isnan(self.verdicts.yes[:, number]) | (self.answers[:, pair] < 0))
 
     def concat(self, other: OutcomeMatrix) -> OutcomeMatrix:
         """The rows of both, which have the same pairs. A question in both has two rows."""
-        arrays = ("correct", "tokens", "cost", "truncated", "answers", "seconds")
-        return OutcomeMatrix(
-            self.pairs,
-            self.ids + other.ids,
-            self.texts + other.texts,
-            *(np.concatenate((getattr(self, name), getattr(other, name))) for name in arrays),
-        )
+        names = ("correct", "tokens", "cost", "truncated", "answers", "seconds")
+        arrays = {name: np.concatenate((getattr(self, name), getattr(other, name))) for name in names}
+        verdicts = None
+        if self.verdicts or other.verdicts:
+            sides = [each.verdicts or Verdicts.none(len(each)) for each in (self, other)]
+            verdicts = sides[0].concat(sides[1])
+        ids, texts = self.ids + other.ids, self.texts + other.texts
+        return OutcomeMatrix(self.pairs, ids, texts, **arrays, verdicts=verdicts)
 
     @classmethod
     def from_outcomes(
@@ -103,6 +145,7 @@ class OutcomeMatrix:
         pairs: Sequence[Pair] | None = None,
         *,
         live: bool = False,
+        verdicts: Sequence[Outcome] = (),
     ) -> OutcomeMatrix:
         """Lay out an outcome table; a row that is there twice counts once.
 
@@ -112,16 +155,18 @@ class OutcomeMatrix:
                 counts.
             pairs: the columns; rows of other pairs are left out. By default all pairs of the table.
             live: outcomes of live runs: their cost may be unknown, and of contradicting rows the last counts.
+            verdicts: on answers of the table (`viaticum.outcomes.read_verdicts`).
 
         Raises:
             DataError: an empty table, rows that contradict each other, values that are not numbers, one id of
-                two questions, or an answer of unknown cost.
+                two questions, an answer of unknown cost, or a verdict on an answer that is not in the table.
             InputError: a model without a price.
         """
         outcomes = list(outcomes)
         if not outcomes:
             raise DataError("the outcome table is empty; profile at least one question")
-        if prices is not None and (missing := sorted({row.model for row in outcomes} - set(prices))):
+        models = {row.model for row in (*outcomes, *verdicts)}
+        if prices is not None and (missing := sorted(models - set(prices))):
             raise InputError(f"no price for {', '.join(missing)}; add them to the prices")
         names = {Pair(*each) for each in {(row.model, row.strategy) for row in outcomes}}
         columns = {pair: n for n, pair in enumerate(pairs or sorted(names))}
@@ -161,7 +206,9 @@ class OutcomeMatrix:
                 known = answer_numbers[cell[0]]
                 answers[cell] = known.setdefault(answer, len(known))
         arrays = (correct, tokens, cost, truncated, answers, seconds)
-        return cls(tuple(columns), tuple(rows), tuple(texts), *arrays)
+        of_verdicts = [_cost(row, prices, needed=True) for row in verdicts]
+        laid_out = lay_out(verdicts, tuple(columns), rows, correct, of_verdicts) if verdicts else None
+        return cls(tuple(columns), tuple(rows), tuple(texts), *arrays, verdicts=laid_out)
 
     def check(self) -> None:
         """Raise `DataError` where there is too little to fit on."""

@@ -1,5 +1,7 @@
 """The plans of a router: searched for on its outcome table, and by how much they look better than they are.
 
+Plans with a check have to be worth their cost on questions that they were not chosen by.
+
 The best of thousands of plans on a hundred questions is in part the luckiest. How much is learned by
 searching without a fifth of the questions: what the best plan gains over the best single pair there, and what
 is left of the gain on that fifth. Simulation and search are in `viaticum.routers.query.plans`.
@@ -7,17 +9,20 @@ is left of the gain on that fifth. Simulation and search are in `viaticum.router
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from viaticum.routers.query.heads import NEIGHBOURS, NeighboursHead, log_odds
 from viaticum.routers.query.outcome_matrix import MIN_QUESTIONS, Array, OutcomeMatrix
-from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, search, simulate
+from viaticum.routers.query.plans import BY_CHECK, COST_WEIGHTS, IndexedPlan, search, simulate
 
 MAX_CLUSTERS = 8  # clusters of questions with alike outcomes
 ENOUGH_QUESTIONS = 1_000  # from which the best plan is hardly a matter of luck
 MIN_FOLD = 20  # questions that are left for a search
+CHECK_ERRORS = 3.0  # standard errors by which a plan with a check has to be worth more than others
 
 
 def search_plans(matrix: OutcomeMatrix, embeddings: Tensor, seed: int) -> list[IndexedPlan]:
@@ -87,3 +92,68 @@ def _excess(known: OutcomeMatrix, inside: Array, plans: list[IndexedPlan]) -> li
         if gains[0] > 0:  # a plan would be chosen
             found.append(float(gains[0] - gains[1]))
     return found
+
+
+def search_checks(
+    matrix: OutcomeMatrix, others: Sequence[IndexedPlan], groups: Array, folds: Tensor
+) -> list[IndexedPlan]:
+    """Plans with a check that are worth more than all others at some value of a dollar, beyond noise.
+
+    For each fold the best plan with a check and the best other one are chosen without it, and compared on it:
+    the mean gain, cost taken off, has to be `CHECK_ERRORS` standard errors above 0. A verifier counts that
+    was asked about every answer, of questions that every pair was asked.
+
+    Args:
+        matrix: the outcome table.
+        others: the pairs, and plans of several pairs.
+        groups: of questions that are alike [Q].
+        folds: of whole groups [Q].
+    """
+    rows = matrix.complete
+    if rows.sum() < MIN_QUESTIONS:
+        return []
+    complete = matrix.select(rows)
+    known, candidates = complete.with_verdicts(), _check_candidates(complete)
+    if not candidates:
+        return []
+    checked, usual = (_results(plans, known) for plans in (candidates, others))
+    of_group = np.unique(groups[rows], return_inverse=True)[1]
+    found = []
+    for weight in COST_WEIGHTS:
+        values = [correct - weight * cost for correct, cost in (checked, usual)]
+        gains = _gains_outside(values[0], values[1], folds.numpy()[rows])
+        error = np.sqrt((np.bincount(of_group, gains - gains.mean()) ** 2).sum()) / len(gains)
+        if gains.mean() > CHECK_ERRORS * error:
+            found.append(candidates[int(values[0].mean(0).argmax())])
+    return list(dict.fromkeys(found))
+
+
+def _check_candidates(matrix: OutcomeMatrix) -> list[IndexedPlan]:
+    """Each verdict with each pair that costs more than the one checked."""
+    dollars = matrix.cost.mean(0)
+    columns = () if matrix.verdicts is None else matrix.verdicts.columns
+    return [
+        ((pair, column, last), BY_CHECK)
+        for column, (pair, _) in enumerate(columns, len(matrix.pairs))
+        if matrix.verdict_known(column).all()
+        for last in np.flatnonzero(dollars > dollars[pair]).tolist()
+    ]
+
+
+def _results(plans: Sequence[IndexedPlan], known: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    """Correct and dollars of each plan on each question [Q, plans]."""
+    correct, cost = zip(*(simulate(plan, *known)[:2] for plan in plans), strict=True)
+    return np.stack(correct, 1), np.stack(cost, 1)
+
+
+def _gains_outside(ours: Array, theirs: Array, folds: Array) -> Array:
+    """By how much our best plan is worth more than theirs, each chosen without the question's fold [Q].
+
+    ours, theirs: value of each plan [Q, plans].
+    """
+    gains = np.zeros(len(folds))
+    for fold in np.unique(folds).tolist():
+        inside = folds != fold
+        mine, other = (int(values[inside].mean(0).argmax()) for values in (ours, theirs))
+        gains[~inside] = ours[~inside, mine] - theirs[~inside, other]
+    return gains

@@ -2,6 +2,9 @@
 
 A plan calls its pairs in order and stops as soon as `need` of them gave the same answer; where that never
 happens, the most frequent answer counts, among equals the latest. A single pair is the plan of length one.
+A plan with a check asks a pair, then another model whether that answer is right (strategy `verify`). A yes
+ends the plan; else its last pair is asked, whose answer counts where it gives one.
+
 Since the outcome table holds every pair's answer to every question, the result of a plan is read from it, not
 estimated (`simulate`), and a library of useful plans is searched for (`search`). The routing papers have no
 plans; cascades with a judge, as in FrugalGPT (arXiv 2305.05176), are closest.
@@ -23,16 +26,21 @@ CHEAP_PAIRS = 12  # pairs among which every two are tried as the first two of a 
 PRIOR_QUESTIONS = 20  # weight of the whole table beside the questions of one cluster
 COST_WEIGHTS = tuple(np.geomspace(0.7, 4000, 16))  # values of a dollar in units of accuracy
 Array = np.ndarray[Any, Any]
-IndexedPlan = tuple[tuple[int, ...], int]  # indices of the pairs, and `Plan.need`
+# Indices of the pairs, and `Plan.need`. Verdicts come after the pairs (`OutcomeMatrix.with_verdicts`).
+IndexedPlan = tuple[tuple[int, ...], int]
+BY_CHECK = 1  # `Plan.need` where a check decides
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Plan:
-    """One pair, or several that are called until their answers agree.
+    """One pair, or several that are called until their answers agree, or until a check says yes.
 
     Args:
-        pairs: called in this order.
-        need: equal answers that end the plan.
+        pairs: called in this order. The second of three may be a check, as `judge+verify`.
+        need: equal answers that end the plan; 1 where a check does.
+
+    Raises:
+        InputError: no pairs, one of them twice, or a check elsewhere.
     """
 
     pairs: tuple[Pair, ...]
@@ -41,12 +49,19 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.pairs or len(set(self.pairs)) < len(self.pairs):
             raise InputError("a plan asks at least one pair, and each once")
+        checks = [pair.is_check for pair in self.pairs]
+        if checks == [False, True, False] and self.need == BY_CHECK:
+            return
+        if len(checks) > 1 and any(checks):
+            raise InputError("a plan with a check is a pair, the check and another pair, and needs 1 answer")
         if self.need < 2:
             raise InputError(f"answers settle a plan by agreeing, so need is 2 or more, got {self.need}")
 
     def __str__(self) -> str:
         if len(self.pairs) == 1:
             return str(self.pairs[0])
+        if self.need == BY_CHECK:
+            return f"{self.pairs[0]} if {self.pairs[1]} says yes, else {self.pairs[2]}"
         times = {2: "two", 3: "three"}.get(self.need, str(self.need))
         return f"{', '.join(map(str, self.pairs))} until {times} agree"
 
@@ -86,9 +101,16 @@ class PlanRoute:
 def simulate(plan: IndexedPlan, correct: Array, cost: Array, answers: Array) -> tuple[Array, Array, Array]:
     """The result of a plan on questions that all its pairs were asked: correct [Q], dollars [Q], calls [Q].
 
-    correct, cost, answers: as in `OutcomeMatrix` [Q, P].
+    calls: how many of its pairs the plan has come to, with a check that was left out for want of an answer.
+
+    Args:
+        plan: indices of the columns.
+        correct, cost, answers: as in `OutcomeMatrix` [Q, P]; of checks, whether they said yes, and their
+            costs.
     """
     order, need = plan
+    if need == BY_CHECK:
+        return _simulate_check(order, correct, cost, answers)
     questions = len(correct)
     spent, calls = np.zeros(questions), np.zeros(questions, dtype=np.int64)
     done = np.zeros(questions, dtype=bool)
@@ -104,6 +126,18 @@ def simulate(plan: IndexedPlan, correct: Array, cost: Array, answers: Array) -> 
         leader[leads], most_votes[leads] = pair, votes[leads]
         done |= called & (most_votes >= need)
     return correct[np.arange(questions), leader], spent, calls
+
+
+def _simulate_check(
+    order: tuple[int, ...], correct: Array, cost: Array, answers: Array
+) -> tuple[Array, Array, Array]:
+    first, check, last = order
+    answered = answers[:, first] >= 0
+    passed = answered & (correct[:, check] == 1)
+    keeps_first = passed | (answered & (answers[:, last] < 0))
+    checked = np.where(answered, cost[:, check], 0.0)
+    spent = cost[:, first] + checked + np.where(passed, 0.0, cost[:, last])
+    return np.where(keeps_first, correct[:, first], correct[:, last]), spent, np.where(passed, 2, 3)
 
 
 def search(

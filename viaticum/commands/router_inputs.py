@@ -28,12 +28,16 @@ Prices = Annotated[
 def read_matrix(
     paths: list[Path], prices: Path | None, pairs: tuple[Pair, ...] | None = None, *, live: bool = False
 ) -> OutcomeMatrix:
-    """The outcomes of tables, with the prices of a file where one is given."""
-    from viaticum.outcomes import read_outcomes
+    """The outcomes of tables and the verdicts on them, with the prices of a file where one is given."""
+    from viaticum.outcomes import read_outcomes, read_verdicts
     from viaticum.routers.query.outcome_matrix import OutcomeMatrix, read_prices
 
     return OutcomeMatrix.from_outcomes(
-        read_outcomes(*paths), read_prices(prices) if prices is not None else None, pairs, live=live
+        read_outcomes(*paths),
+        read_prices(prices) if prices is not None else None,
+        pairs,
+        live=live,
+        verdicts=read_verdicts(*paths),
     )
 
 

@@ -20,13 +20,13 @@ from tune_models import tuning as opened
 from viaticum.agents.batch.tune import Tuning
 from viaticum.agents.batch.tune_report import conclude
 from viaticum.agents.batch.tune_rounds import buy
-from viaticum.agents.workflow.rubric import read_verdict
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.generation import GenerationSettings
 from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
 from viaticum.questions import Question
+from viaticum.strategies.verify import read_verdict
 from viaticum.types import Message, Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
