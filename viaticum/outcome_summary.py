@@ -10,6 +10,7 @@ from collections import Counter
 from statistics import fmean, quantiles
 from typing import Any
 
+from viaticum.outcomes import checked_pair
 from viaticum.types import Outcome, Pair
 
 
@@ -30,17 +31,39 @@ class _Figures:
         if row.cost_nanousd is not None:
             self.cost.append(row.cost_nanousd)
 
+    def result(self, pair: Pair) -> dict[str, Any]:
+        tokens = _quantiles(self.tokens)
+        return {
+            "pair": str(pair),
+            "answers": self.answers,
+            "right": self.right,
+            "accuracy": self.right / self.answers,
+            "without_answer": self.without_answer,
+            "cut": self.cut,
+            "tokens_p50": tokens[0],
+            "tokens_p90": tokens[1],
+            "cost_mean": round(fmean(self.cost)) if self.cost else None,
+            "without_cost": self.answers - len(self.cost),
+        }
+
 
 class Summary:
-    """Counts outcomes; each pair on each question at most once (`outcome_imports.unique`)."""
+    """Counts outcomes; each pair on each question at most once (`outcome_imports.unique`).
+
+    Verdicts on answers are counted apart: a verdict is right where the answer is what it says.
+    """
 
     def __init__(self) -> None:
+        self._verdicts: dict[Pair, _Figures] = {}
         self._pairs: dict[Pair, _Figures] = {}
         self._questions: Counter[tuple[str, str]] = Counter()
         self._datasets: Counter[str] = Counter()
         self._without_text = 0
 
     def add(self, row: Outcome) -> None:
+        if checked_pair(row) is not None:
+            self._verdicts.setdefault(row.pair, _Figures()).add(row)
+            return
         self._pairs.setdefault(row.pair, _Figures()).add(row)
         key = row.dataset, row.question_id
         if key not in self._questions:
@@ -51,24 +74,11 @@ class Summary:
     def result(self) -> dict[str, Any]:
         """What `viaticum outcomes show --json` prints; the most accurate pair first, nano-dollars."""
         questions = len(self._questions)
-        pairs = []
-        for pair, found in sorted(self._pairs.items(), key=lambda each: -each[1].right / each[1].answers):
-            tokens = _quantiles(found.tokens)
-            pairs.append(
-                {
-                    "pair": str(pair),
-                    "answers": found.answers,
-                    "holes": questions - found.answers,
-                    "right": found.right,
-                    "accuracy": found.right / found.answers,
-                    "without_answer": found.without_answer,
-                    "cut": found.cut,
-                    "tokens_p50": tokens[0],
-                    "tokens_p90": tokens[1],
-                    "cost_mean": round(fmean(found.cost)) if found.cost else None,
-                    "without_cost": found.answers - len(found.cost),
-                }
-            )
+        pairs = [
+            found.result(pair) | {"holes": questions - found.answers}
+            for pair, found in _best_first(self._pairs)
+        ]
+        verdicts = [found.result(pair) for pair, found in _best_first(self._verdicts)]
         return {
             "outcomes": sum(self._questions.values()),
             "questions": questions,
@@ -76,7 +86,12 @@ class Summary:
             "complete": sum(count == len(self._pairs) for count in self._questions.values()),
             "without_text": self._without_text,
             "pairs": pairs,
+            **({"verdicts": verdicts} if verdicts else {}),
         }
+
+
+def _best_first(figures: dict[Pair, _Figures]) -> list[tuple[Pair, _Figures]]:
+    return sorted(figures.items(), key=lambda each: -each[1].right / each[1].answers)
 
 
 def _quantiles(values: array[int]) -> tuple[int | None, int | None]:

@@ -20,11 +20,14 @@ from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.decoding_modes import in_measured_modes
 from viaticum.models.local import LocalModels
 from viaticum.models.settings import prompt, resolve
-from viaticum.outcomes import parse_outcome, write_outcomes
+from viaticum.outcomes import VERDICT, parse_outcome, write_outcomes
 from viaticum.questions import Question
+from viaticum.routers.query.outcome_matrix import canonical_answer
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
-from viaticum.types import Completion, FinishReason, Outcome, Pair, Reading, Usage
+from viaticum.strategies.verify import PROMPT as VERIFY_PROMPT
+from viaticum.strategies.verify import YES, AnsweredQuery
+from viaticum.types import VERIFY, Completion, FinishReason, Outcome, Pair, Reading, Usage
 
 # Pair, rows of it that are done, rows in all done, rows in all, accuracy of the pair so far.
 Progress = Callable[[Pair, int, int, int, float], None]
@@ -41,9 +44,13 @@ def profile(
     with_text: bool = True,
     completions: str | Path | None = None,
     settings: GenerationSettings = NO_SETTINGS,
+    verifiers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Measure every pair on every question; `out` (.parquet or .jsonl) is written at the end.
+
+    Verifiers then say of every answer whether it is right. Equal answers to a question are asked about once,
+    and each verdict on them costs as much.
 
     Resumes from `out`.journal where that was made from the same questions. A row's seconds run from its first
     decoding step to its last, with the time that it waits for other rows of its batch. A pair of models is
@@ -61,8 +68,12 @@ def profile(
         completions: a JSONL file with what the models wrote, a line for every row of the table: question_id,
             model, strategy, answer, correct, finish_reason, and for each sample its text (`texts`), thought
             (`thinking`) and end (`finish_reasons`). `rereading` reads it.
-        settings: how texts are generated, whatever strategies and catalogue entries say.
+        settings: how texts are generated, whatever strategies and catalogue entries say; not of verdicts.
+        verifiers: local models whose verdicts the table is to have (`viaticum.outcomes.read_verdicts`).
         progress: called after every row.
+
+    Returns:
+        The rows of the table, those of verdicts last.
 
     Raises:
         DataError: a question has no known answer.
@@ -72,27 +83,36 @@ def profile(
     for question in questions:
         if question.gold is None:
             raise DataError(f"question {question.id!r} has no answer; profiling compares with known answers")
-    for pair in pairs:
-        catalogue.prices(catalogue[pair.model].members)
+    names = [*(pair.model for pair in pairs), *verifiers]
+    for name in names:
+        catalogue.prices(catalogue[name].members)
     pool = LocalModels(in_measured_modes(catalogue), slots=slots)
-    for pair in pairs:
-        pool.model(pair.model)  # raises if it cannot be opened, before anything is written
+    for name in names:
+        pool.model(name)  # raises if it cannot be opened, before anything is written
     out = Path(out)
-    journal = ProfileJournal(
-        out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset, settings)
-    )
+    fingerprint = _fingerprint(questions, catalogue, pairs, dataset, settings, verifiers)
+    journal = ProfileJournal(out.with_name(out.name + ".journal"), fingerprint)
+    checks = [Pair(name, f"{VERDICT}{pair}") for name in verifiers for pair in pairs]
+    total = (len(pairs) + len(checks)) * len(questions)
     try:
-        _run_pairs(questions, pairs, pool, dataset, journal, settings, progress)
+        _run_pairs(questions, pairs, pool, dataset, journal, settings, (progress, total))
+        outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
+        for name in verifiers:
+            _run_verifier(name, questions, outcomes, pool, journal, (progress, total))
     finally:
         journal.close()
-    outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
-    if not with_text:
-        outcomes = [replace(row, question="") for row in outcomes]
+    verdicts = [
+        journal.rows[check][question.id]
+        for check in checks
+        for question in questions
+        if question.id in journal.rows.get(check, {})
+    ]
+    rows = outcomes + verdicts if with_text else [replace(row, question="") for row in outcomes + verdicts]
     if completions is not None:
-        write_jsonl(completions, (journal.completion(row) for row in outcomes))
-    write_outcomes(out, outcomes, {each.id: each.columns for each in questions if each.columns})
+        write_jsonl(completions, (journal.completion(row) for row in rows[: len(outcomes)]))
+    write_outcomes(out, rows, {each.id: each.columns for each in questions if each.columns})
     journal.path.unlink(missing_ok=True)
-    return outcomes
+    return rows
 
 
 def _run_pairs(
@@ -102,18 +122,65 @@ def _run_pairs(
     dataset: str,
     journal: ProfileJournal,
     settings: GenerationSettings,
-    progress: Progress | None,
+    progress: tuple[Progress | None, int],
 ) -> None:
-    """Add the rows that the journal lacks. Pairs of one model run in turn, so that its weights stay warm."""
-    total = len(pairs) * len(questions)
+    """Add the rows that the journal lacks. Pairs of one model run in turn, so that its weights stay warm.
+
+    progress: with the number of all rows.
+    """
     for pair in sorted(pairs):
         done = journal.rows.setdefault(pair, {})
         todo = [question for question in questions if question.id not in done]
         for row, samples in _run(pair, todo, pool, dataset, settings):
             journal.add(row, samples)
-            if progress is not None:
-                right = sum(each.correct for each in done.values()) / len(done)
-                progress(pair, len(done), sum(map(len, journal.rows.values())), total, right)
+            _report(pair, journal, progress)
+
+
+def _run_verifier(
+    model: str,
+    questions: Sequence[Question],
+    outcomes: Sequence[Outcome],
+    pool: LocalModels,
+    journal: ProfileJournal,
+    progress: tuple[Progress | None, int],
+) -> None:
+    """Add the verdicts on these answers that the journal lacks; those on equal answers together."""
+    same: dict[tuple[str, str], list[Outcome]] = {}
+    for row in outcomes:
+        if (answer := canonical_answer(row.answer)) is not None:
+            same.setdefault((row.question_id, answer), []).append(row)
+    rows = [[row for row in each if not _has_verdict(model, row, journal)] for each in same.values()]
+    rows = [each for each in rows if each]
+    known = {question.id: question.query for question in questions}
+    queries = [AnsweredQuery.of(known[each[0].question_id], str(each[0].answer)) for each in rows]
+    strategy, spec = get_strategy(VERIFY), pool.catalogue[model]
+    generation = resolve(pool.catalogue, model, strategy, NO_SETTINGS)
+    chats = [prompt(spec, strategy, query, NO_SETTINGS) for query in queries]
+    for number, completion in pool.model(model).generate_all(chats, generation) if chats else ():
+        value = strategy.read(completion, queries[number]).value
+        for row in rows[number]:
+            verdict = replace(
+                row,
+                model=model,
+                strategy=f"{VERDICT}{row.pair}",
+                answer=value,
+                correct=(value == YES) == row.correct,
+                **_measured(completion, pool.catalogue),
+            )
+            journal.add(verdict, Samples.of([completion]))
+            _report(verdict.pair, journal, progress)
+
+
+def _has_verdict(model: str, row: Outcome, journal: ProfileJournal) -> bool:
+    return row.question_id in journal.rows.get(Pair(model, f"{VERDICT}{row.pair}"), {})
+
+
+def _report(pair: Pair, journal: ProfileJournal, progress: tuple[Progress | None, int]) -> None:
+    report, total = progress
+    if report is not None:
+        done = journal.rows[pair]
+        right = sum(each.correct for each in done.values()) / len(done)
+        report(pair, len(done), sum(map(len, journal.rows.values())), total, right)
 
 
 def _run(
@@ -165,12 +232,19 @@ def _outcome(
         strategy=pair.strategy,
         answer=reading.value,
         correct=is_right(reading.value, question.accepted, question.query.kind),
-        input_tokens=completion.usage.input_tokens,
-        output_tokens=completion.usage.output_tokens,
-        cost_nanousd=cost_of(completion, catalogue),
-        seconds=round(completion.usage.seconds, 3),
-        finish_reason=completion.finish_reason,
+        **_measured(completion, catalogue),
     )
+
+
+def _measured(completion: Completion, catalogue: Catalogue) -> dict[str, Any]:
+    """The last columns of a row."""
+    return {
+        "input_tokens": completion.usage.input_tokens,
+        "output_tokens": completion.usage.output_tokens,
+        "cost_nanousd": cost_of(completion, catalogue),
+        "seconds": round(completion.usage.seconds, 3),
+        "finish_reason": completion.finish_reason,
+    }
 
 
 def cost_of(completion: Completion, catalogue: Catalogue) -> int:
@@ -267,6 +341,7 @@ def _fingerprint(
     pairs: Sequence[Pair],
     dataset: str,
     settings: GenerationSettings,
+    verifiers: Sequence[str],
 ) -> str:
     """Hash of what the outcomes depend on: questions, gold answers, models, prompts and settings."""
     inputs = {
@@ -282,4 +357,6 @@ def _fingerprint(
     own = {pair.strategy: get_strategy(pair.strategy).changed_settings for pair in pairs}
     if settings.given or any(own.values()):  # else as in the journals of earlier versions
         inputs["settings"] = [settings.given, own]
+    if verifiers:
+        inputs["verifiers"] = [{name: _entry(catalogue[name]) for name in verifiers}, VERIFY_PROMPT]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ Leaves out prompts: texts of other prompts need another profile.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from viaticum.agents.batch.profile import Samples, kept_line
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.files import read_jsonl, whole_lines, write_jsonl
-from viaticum.outcomes import parse_outcome, read_outcomes, write_outcomes
+from viaticum.outcomes import checked_pair, parse_outcome, read_outcomes, read_verdicts, write_outcomes
 from viaticum.questions import Question
 from viaticum.stop_strings import AnswerStream
 from viaticum.strategies import get as get_strategy
@@ -65,7 +65,8 @@ def reread(
 ) -> Rereading:
     """Read the texts of a profile again and write its table anew, and the texts file with the new answers.
 
-    Both are replaced in one step each. Where a run has not ended yet there is only its journal: its rows make
+    Both are replaced in one step each. Verdicts on answers that are read otherwise now are left out, since
+    they are on other answers. Where a run has not ended yet there is only its journal: its rows make
     a first table, and the journal stays for the run to go on.
 
     Args:
@@ -82,12 +83,14 @@ def reread(
     """
     out, journal = Path(out), Path(f"{out}.journal")
     unfinished = not out.is_file() and journal.is_file()
+    verdicts: list[Outcome] = []
     if unfinished:
         rows, kept = _read_journal(journal)
     elif completions is None:
         raise InputError("reading again needs the texts of the profile; add: --completions TEXTS.jsonl")
     else:
         rows, kept = read_outcomes(out), _read_texts(completions)
+        verdicts = read_verdicts(out)
     known = {question.id: question for question in questions}
     changed = []
     for number, row in enumerate(rows, 1):
@@ -96,11 +99,18 @@ def reread(
             progress(number, len(rows))
     if not with_text:
         changed = [replace(row, question="") for row in changed]
-    write_outcomes(out, changed, {each.id: each.columns for each in questions if each.columns})
+    changes = [Change(before, after) for before, after in zip(rows, changed, strict=True)]
+    standing = _standing(verdicts, changes)
+    write_outcomes(out, [*changed, *standing], {each.id: each.columns for each in questions if each.columns})
     if completions is not None:
         write_jsonl(completions, (kept_line(row, kept[_key(row)]) for row in changed))
-    changes = (Change(before, after) for before, after in zip(rows, changed, strict=True))
     return Rereading(tuple(changed), tuple(each for each in changes if _differs(each)), unfinished)
+
+
+def _standing(verdicts: Iterable[Outcome], changes: Sequence[Change]) -> list[Outcome]:
+    """The verdicts on answers that are as they were."""
+    gone = {(each.after.pair, each.after.question_id) for each in changes if _differs(each)}
+    return [row for row in verdicts if (checked_pair(row), row.question_id) not in gone]
 
 
 def _differs(change: Change) -> bool:
@@ -175,7 +185,8 @@ def _read_journal(path: Path) -> tuple[list[Outcome], dict[Key, Samples]]:
         try:
             record: dict[str, Any] = json.loads(line)
             row = parse_outcome(record, f"{path}, line {number}")
-            rows[_key(row)], kept[_key(row)] = row, Samples.parse(record)
+            if checked_pair(row) is None:
+                rows[_key(row)], kept[_key(row)] = row, Samples.parse(record)
         except (ValueError, KeyError):
             raise DataError(f"{path}, line {number}: not a row of a profile's journal") from None
     return list(rows.values()), kept

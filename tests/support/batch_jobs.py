@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import sys
 import threading
@@ -32,7 +33,9 @@ from viaticum.models.scripted import ScriptedModel
 from viaticum.routers.query import Plan, PlanRow, QueryRouter
 from viaticum.types import Message, Pair, Query, RoutingTable, Row
 
+JUDGE = Pair("judge", "verify")
 CHEAP, EXPENSIVE, SILENT = Pair("cheap", "cot"), Pair("expensive", "cot"), Pair("silent", "cot")
+CHECKED = Plan((CHEAP, JUDGE, EXPENSIVE), 1)
 OLD_JOB, OLD_ROWS = Path(__file__).resolve().parents[1] / "data" / "batch_job_v1", 20
 
 
@@ -49,7 +52,7 @@ def spec(name: str, price: float, context: int = 8192) -> ModelSpec:
 
 def number_of(messages: Sequence[Message]) -> int:
     """n of "What is n + 2?"."""
-    return int(messages[-1]["content"].split()[2])
+    return int(re.findall(r"What is (\d+) \+ 2", messages[-1]["content"])[-1])
 
 
 def says_right(messages: Sequence[Message], generation: Generation) -> str:
@@ -62,6 +65,14 @@ def says_odd(messages: Sequence[Message], generation: Generation) -> str:
     return f"The answer is {number + 2 if number % 2 else 0}."
 
 
+def says_whether_right(messages: Sequence[Message], generation: Generation) -> str:
+    """A verdict on an answer."""
+    answer = re.findall(r'Answer: "(\d+)"', messages[-1]["content"])[-1]
+    return (
+        f"It is {number_of(messages) + 2}.\n{'RIGHT' if int(answer) == number_of(messages) + 2 else 'WRONG'}"
+    )
+
+
 def says_nothing(messages: Sequence[Message], generation: Generation) -> str:
     return "Who knows"
 
@@ -71,6 +82,7 @@ def models(**changed: Any) -> dict[str, ScriptedModel]:
         "cheap": ScriptedModel(changed.get("cheap", says_odd), spec=spec("cheap", 0.1)),
         "expensive": ScriptedModel(changed.get("expensive", says_right), spec=spec("expensive", 1.0)),
         "silent": ScriptedModel(changed.get("silent", says_nothing), spec=spec("silent", 0.05)),
+        **({"judge": ScriptedModel(changed["judge"], spec=spec("judge", 0.1))} if "judge" in changed else {}),
     }
 
 
@@ -114,6 +126,11 @@ def all_plans_router() -> FixedPlansRouter:
             Plan((CHEAP, SILENT, EXPENSIVE), 2): (0.95, 450_000),
         }
     )
+
+
+def check_router() -> FixedPlansRouter:
+    """Ask the cheap pair, check, ask the expensive one."""
+    return FixedPlansRouter({CHECKED: (0.95, 300_000), CHEAP: (0.5, 39_000), EXPENSIVE: (0.8, 390_000)})
 
 
 def write_questions(path: Path, count: int, *, first: int = 0, gold: bool = True) -> Path:
@@ -180,14 +197,16 @@ def check_ledger(folder: Path, ledger: str, count: int) -> tuple[list[JobRow], l
     return rows, posts
 
 
-def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
+def main(folder: Path, budget: str, ledger: str, pause: float, plan: str = "votes") -> None:
     """Run, or go on with, the job of FOLDER/in.jsonl; each call that a model ends is a line of
-    FOLDER/calls.txt.
+    FOLDER/calls.txt. plan: votes or check.
     """
     from viaticum.agents.batch import run_batch
 
     file = os.open(folder / "calls.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     scripts = {"cheap": says_odd, "expensive": says_right, "silent": says_nothing}
+    if plan == "check":
+        scripts["judge"] = says_whether_right
     recorded = {name: RecordingScript(name, script, file, pause) for name, script in scripts.items()}
     stop = threading.Event()
     ended = run_batch(
@@ -197,7 +216,7 @@ def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
         resume=True,
         ledger=ledger,
         models=models(**recorded),
-        router=all_plans_router(),
+        router=check_router() if plan == "check" else all_plans_router(),
         concurrency=8,
         stop=stop,
     )

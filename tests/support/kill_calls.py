@@ -3,10 +3,10 @@
     python kill_calls.py FOLDER STORE HOW WHAT
 
 STORE is an address or "-" for files in FOLDER; HOW is solve, asolve, ainvoke (the graph itself, with
-LangGraph's asynchronous checkpointer) or nested (three questions in another graph: one as a subgraph, two by
-`Send`); WHAT is `steps` (before and after each node and each write of the ledger), `writes` (each write of a
-checkpoint and of the ledger) or `random`. One more process then takes all threads up again; prints their
-names where each gave its answer.
+LangGraph's asynchronous checkpointer), check (solve by a plan with a check, which says no: three calls) or
+nested (three questions in another graph: one as a subgraph, two by `Send`); WHAT is `steps` (before and after
+each node and each write of the ledger), `writes` (each write of a checkpoint and of the ledger) or `random`.
+One more process then takes all threads up again; prints their names where each gave its answer.
 """
 
 from __future__ import annotations
@@ -36,16 +36,28 @@ from viaticum import Viaticum, build_graph
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.routers.query import StaticRouter
-from viaticum.types import Pair
+from viaticum.routers.query import Plan, PlanRow, QueryRouter, StaticRouter
+from viaticum.types import Pair, Query, RoutingTable
 
 FOLDER, STORE, HOW, WHAT = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 ADDRESS = None if STORE == "-" else STORE
 QUESTION = "What is 2 + 3?"
 CATALOGUE = Catalogue.load()
+JUDGE = "smollm2-135m"
 NODES = ("start", "route", "call", "parse")  # start calls route
 WRITES = ("reserve", "dispatch", "settle")
 FUSES = 1000
+
+
+class Checking(QueryRouter):
+    """Ask the small model, check, ask the large one."""
+
+    def table(self, query: Query) -> RoutingTable:
+        return TABLE
+
+    def plans_for(self, query: Query) -> list[PlanRow]:
+        pairs = Pair(SMALL, "cot"), Pair(JUDGE, "verify"), Pair(LARGE, "cot")
+        return [PlanRow(Plan(pairs, 1), 0.9, 30_000, 60_000)]
 
 
 def settings() -> dict[str, Any]:
@@ -55,13 +67,18 @@ def settings() -> dict[str, Any]:
         SMALL: ScriptedModel(SMALL, "The answer is 5.", pause),
         LARGE: ScriptedModel(LARGE, "Who knows", pause),
     }
+    router: QueryRouter = StaticRouter(TABLE)
+    if HOW == "check":
+        router = Checking()
+        texts = {SMALL: "The answer is 4.", JUDGE: "No, it is 5.\nWRONG", LARGE: "The answer is 5."}
+        models = {name: ScriptedModel(name, text, pause) for name, text in texts.items()}
     return {
         "budget": "0.02",
         "budget_name": "b",
         "folder": FOLDER,
         "store": ADDRESS,
         "models": models,
-        "router": StaticRouter(TABLE),
+        "router": router,
         "catalogue": CATALOGUE,
         "concurrency": 2,
     }

@@ -106,11 +106,11 @@ def show(tables: Tables, as_json: JsonFlag = False) -> None:
         return
     names = ("pair", "answers", "holes", "right", "95%", "no answer", "tokens p50/p90", "$ mean")
     rows = []
-    for row in result["pairs"]:
+    for row in (*result["pairs"], *result.get("verdicts", ())):
         low, high = accuracy_interval(row["right"], row["answers"])
         tokens = "-" if row["tokens_p50"] is None else f"{row['tokens_p50']}/{row['tokens_p90']}"
         cost = "-" if row["cost_mean"] is None else format_usd(row["cost_mean"])
-        counts = (row["pair"], str(row["answers"]), str(row["holes"]))
+        counts = (row["pair"], str(row["answers"]), str(row.get("holes", "-")))
         shares = (f"{row['accuracy']:.1%}", f"{low:.0%} to {high:.0%}", str(row["without_answer"]))
         rows.append((*counts, *shares, tokens, cost))
     print_table(names, rows, spare=("no answer", "tokens p50/p90", "holes", "95%"))

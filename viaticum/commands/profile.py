@@ -43,6 +43,9 @@ def profile(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
     dataset: Annotated[str | None, typer.Option(help="What the table calls them; else the file.")] = None,
+    verifier: Annotated[
+        list[str] | None, typer.Option(help="Models that say of every answer whether it is right.")
+    ] = None,
     text: Annotated[bool, typer.Option(help="Keep the questions' texts in the table.")] = True,
     completions: Annotated[Path | None, typer.Option(help="JSONL for what the models wrote.")] = None,
     reread: Annotated[
@@ -55,12 +58,15 @@ def profile(
 ) -> None:
     """Run local models with every strategy on questions with known answers; goes on after a kill."""
     if reread:
-        if model or strategy or dataset:
-            raise InputError("--reread takes all rows of the table; leave out --model, --strategy, --dataset")
+        if model or strategy or dataset or verifier:
+            raise InputError(
+                "--reread takes all rows of the table; leave out --model, --strategy, --dataset, --verifier"
+            )
         _reread(questions, out, completions, catalogue, limit=limit, text=text, as_json=as_json)
         return
     from viaticum.agents.batch.profile import profile as run
     from viaticum.catalogue import Catalogue
+    from viaticum.outcomes import checked_pair
     from viaticum.questions import read_questions
 
     loaded = Catalogue.load(catalogue).with_local(local)
@@ -74,14 +80,23 @@ def profile(
             with_text=text,
             completions=completions,
             settings=generation,
+            verifiers=[loaded[name].name for name in dict.fromkeys(verifier or ())],
             progress=partial(_report_profile, bar),
         )
-    rows = _summary(outcomes)
+    answers = [row for row in outcomes if checked_pair(row) is None]
+    verdicts = [row for row in outcomes if checked_pair(row) is not None]
+    rows = _summary(answers)
     if as_json:
-        typer.echo(json.dumps({"path": str(out), "outcomes": len(outcomes), "rows": rows}))
+        found = {"path": str(out), "outcomes": len(answers), "rows": rows}
+        more = {"verdicts": len(verdicts), "verifiers": _verifiers(outcomes)} if verifier else {}
+        typer.echo(json.dumps(found | more))
         return
     _print_table(rows)
-    typer.echo(f"{len(outcomes)} outcomes in {out}")
+    if verifier:
+        _print_verifiers(_verifiers(outcomes))
+        typer.echo(f"{len(answers)} outcomes and {len(verdicts)} verdicts in {out}")
+    else:
+        typer.echo(f"{len(answers)} outcomes in {out}")
 
 
 def _reread(
@@ -192,6 +207,29 @@ def _summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             | {"pair": str(row.pair), "accuracy_95": list(interval), "without_answer": without_answer}
         )
     return rows
+
+
+def _verifiers(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """How often each verifier says yes to right and to wrong answers of each pair."""
+    from viaticum.outcomes import checked_pair
+    from viaticum.routers.query.outcome_matrix import OutcomeMatrix
+    from viaticum.routers.query.verdicts import verifier_facts
+
+    verdicts = [row for row in outcomes if checked_pair(row) is not None]
+    answers = [row for row in outcomes if checked_pair(row) is None]
+    matrix = OutcomeMatrix.from_outcomes(answers, verdicts=verdicts)
+    return [] if matrix.verdicts is None else verifier_facts(matrix.verdicts, matrix.pairs, matrix.correct)
+
+
+def _print_verifiers(rows: Sequence[dict[str, Any]]) -> None:
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.0%}"
+
+    cells = []
+    for each in rows:
+        shares = share(each["yes_if_right"]), share(each["yes_if_wrong"])
+        cells.append((each["verifier"], each["pair"], str(each["answers"]), *shares, f"${each['cost']:.2g}"))
+    print_table(("verifier", "answers of", "verdicts", "yes if right", "yes if wrong", "cost mean"), cells)
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:

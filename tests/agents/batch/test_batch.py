@@ -27,11 +27,13 @@ from batch_jobs import (
     SILENT,
     FixedPlansRouter,
     all_plans_router,
+    check_router,
     models,
     number_of,
     read_lines,
     says_nothing,
     says_right,
+    says_whether_right,
     spec,
     two_plans_router,
     write_questions,
@@ -170,6 +172,26 @@ def test_plans_and_pairs_without_an_answer_go_through_the_workflow(tmp_path: Pat
     assert {(row.route, row.pair, row.state, len(row.calls)) for row in rows} == {
         ("silent+cot", "expensive+cot", "answered", 2)
     }
+
+
+def test_rows_are_checked_and_escalated(tmp_path: Path) -> None:
+    """Each row is right, for less than the expensive pair; a call of the verifier is one of the row's."""
+    write_questions(tmp_path / "in.jsonl", 40)
+    ended = run(tmp_path, router=check_router(), models=models(judge=says_whether_right), policy="best")
+    rows = rows_of(ended)
+    assert {row.route for row in rows} == {"cheap+cot if judge+verify says yes, else expensive+cot"}
+    assert all(row.correct for row in rows)
+    odd, even = rows[1], rows[2]
+    assert [call.pair for call in odd.calls] == ["cheap+cot", "judge+verify"]
+    assert [call.pair for call in even.calls] == ["cheap+cot", "judge+verify", "expensive+cot"]
+    assert [call.answer for call in even.calls] == ["0", None, "4"]
+    assert (odd.pair, even.pair) == ("cheap+cot", "expensive+cot")
+    assert odd.cost_nanousd == sum(call.cost_nanousd for call in odd.calls)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert ledger.check() == []
+        budget = ledger.budget(ended.job.budget)
+    assert budget.posted_nanousd == sum(row.cost_nanousd for row in rows)
+    assert budget.held_nanousd == 0
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

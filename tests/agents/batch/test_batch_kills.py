@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from batch_jobs import check_ledger, read_lines, write_questions
+from batch_jobs import CHEAP, CHECKED, EXPENSIVE, JUDGE, check_ledger, read_lines, write_questions
 
 from viaticum.agents.batch import job_folder
 from viaticum.jobs import Job
@@ -28,13 +28,14 @@ ROWS, KILLS = 400, 20
 class JobServer:
     """Runs the job of a folder in processes that can be killed."""
 
-    def __init__(self, stdin: IO[str], stdout: IO[str], folder: Path, ledger: str) -> None:
+    def __init__(self, stdin: IO[str], stdout: IO[str], folder: Path, ledger: str, plan: str) -> None:
         self._stdin, self._stdout = stdin, stdout
-        self._folder, self._ledger = folder, ledger
+        self._folder, self._ledger, self._plan = folder, ledger, plan
 
     def start(self, pause: float) -> int:
         """Begin, or go on with, the job; the process that runs it."""
-        self._stdin.write(json.dumps([str(self._folder), "0.06", self._ledger, pause]) + "\n")
+        arguments = [str(self._folder), "0.06", self._ledger, pause, self._plan]
+        self._stdin.write(json.dumps(arguments) + "\n")
         self._stdin.flush()
         return int(self._stdout.readline())
 
@@ -49,12 +50,12 @@ class JobServer:
 
 
 @contextmanager
-def job_server(folder: Path, ledger: str) -> Iterator[JobServer]:
+def job_server(folder: Path, ledger: str, plan: str = "votes") -> Iterator[JobServer]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, str(SERVER)], text=True, **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield JobServer(process.stdin, process.stdout, folder, ledger)
+        yield JobServer(process.stdin, process.stdout, folder, ledger, plan)
         process.stdin.close()
         assert process.wait(120) == 0
 
@@ -106,3 +107,24 @@ def test_killed_twenty_times(tmp_path: Path, where: str, request: pytest.Fixture
     assert again <= 8 * kills
     assert any(len(row.calls) > 1 for row in rows), "plans and further pairs were among them"
     os.write(1, f"{kills} kills: {len(posts)} calls paid, {again} cut and made again\n".encode())
+
+
+def test_rows_of_a_plan_with_a_check_killed_eight_times(tmp_path: Path) -> None:
+    """Every answer, verdict and answer after a no is paid for once, and each row is right."""
+    ledger_at, rows = str(tmp_path / "ledger.db"), 120
+    write_questions(tmp_path / "in.jsonl", rows)
+    with job_server(tmp_path, ledger_at, "check") as jobs:
+        assert killed(jobs, tmp_path, 8) >= 5
+        jobs.start(0.0)
+        code, _ = jobs.ended()
+    assert code == 0
+    found, posts = check_ledger(tmp_path, ledger_at, rows)
+    checked = [row for row in found if row.route == str(CHECKED) and row.state == "answered"]
+    assert len(checked) > rows / 2
+    for row in checked:
+        odd = row.number % 2
+        paid = [call.pair for call in row.calls if call.answer is not None or call.pair == str(JUDGE)]
+        assert row.correct
+        assert row.pair == str(CHEAP if odd else EXPENSIVE)
+        assert paid == list(map(str, CHECKED.pairs[: 2 if odd else 3]))
+    os.write(1, f"{len(checked)} rows by the check, {len(posts)} calls paid\n".encode())

@@ -59,6 +59,14 @@ def test_killed_at_random_and_at_every_write(tmp_path: Path, how: str, what: str
     check_once(tmp_path / "ledger.db", killed)
 
 
+@pytest.mark.parametrize(("what", "least"), [("steps", 2 * (1 + 2 * 3 + 2) + 2 * (3 * 2)), ("writes", 25)])
+def test_killed_at_every_step_of_a_plan_with_a_check(tmp_path: Path, what: str, least: int) -> None:
+    """The answer, its check and the answer after it are paid for once each. Three calls, two more routes."""
+    killed = killed_threads(tmp_path, "-", "check", what)
+    assert len(killed) >= least
+    check_once(tmp_path / "ledger.db", killed, 3)
+
+
 def test_killed_at_every_step_inside_another_graph(tmp_path: Path) -> None:
     """One question as a subgraph, two by `Send`: a call each, four nodes (start calls route), two writes."""
     killed = killed_threads(tmp_path, "-", "nested", "steps")

@@ -1,0 +1,207 @@
+"""A plan with a check: ask, let another model say whether the answer is right, escalate where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workflow_client import ScriptedModel, row
+
+from viaticum import Viaticum
+from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
+from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.errors import InputError, RateLimited
+from viaticum.models.base import Generation
+from viaticum.outcomes import read_outcomes
+from viaticum.routers.query import Plan, PlanRow, QueryRouter
+from viaticum.strategies import get as get_strategy
+from viaticum.types import Completion, Message, Pair, Query, RoutingTable
+
+NAMES = ("small", "judge", "big")
+SMALL, CHECK, BIG = Pair("small", "cot"), Pair("judge", "verify"), Pair("big", "cot")
+RIGHT, WRONG = "2 + 3 is 5.\nRIGHT", "2 + 3 is not 4.\nWRONG"
+COST = 12_000  # of each call: 120 tokens at 0.1 dollars a million
+
+
+class Checking(QueryRouter):
+    """One plan with a check for every question, and its pairs alone as worse ways."""
+
+    def table(self, query: Query) -> RoutingTable:
+        return RoutingTable((row("small", 0.4, 10_000), row("big", 0.5, 10_000)))
+
+    def plans_for(self, query: Query) -> list[PlanRow]:
+        plan = PlanRow(Plan((SMALL, CHECK, BIG), 1), 0.9, 3 * COST, 3 * COST)
+        return [plan, *super().plans_for(query)]
+
+
+class KeepingModel(ScriptedModel):
+    """Keeps what it is asked, and how."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        self.asked: list[tuple[list[Message], Generation]] = []
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        self.asked.append((list(messages), generation))
+        yield from super().stream(messages, generation)
+
+
+class LimitedModel(ScriptedModel):
+    """Is over its provider's limit."""
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        self.calls += 1
+        raise RateLimited("too many requests")
+        yield ""
+
+
+def catalogue() -> Catalogue:
+    return Catalogue(
+        ModelSpec(
+            name=name,
+            description="scripted",
+            kind="remote",
+            litellm_model=f"openai/{name}",
+            context_length=4096,
+            input_price=Decimal("0.1"),
+            output_price=Decimal("0.1"),
+        )
+        for name in NAMES
+    )
+
+
+def ask(
+    folder: Path, texts: Sequence[str | ScriptedModel], budget: str = "0.01", **settings: Any
+) -> tuple[Viaticum, dict[str, ScriptedModel]]:
+    models = {
+        name: each if isinstance(each, ScriptedModel) else KeepingModel(name, each)
+        for name, each in zip(NAMES, texts, strict=True)
+    }
+    client = Viaticum(
+        budget, folder=folder, router=Checking(), models=dict(models), catalogue=catalogue(), **settings
+    )
+    return client, models
+
+
+@pytest.mark.parametrize(
+    ("small", "judge", "big", "value", "calls"),
+    [
+        ("The answer is 5.", RIGHT, "The answer is 7.", 5, (1, 1, 0)),
+        ("The answer is 4.", WRONG, "The answer is 5.", 5, (1, 1, 1)),
+        ("The answer is 4.", "hard to say", "The answer is 5.", 5, (1, 1, 1)),  # no verdict is no yes
+        ("who knows", RIGHT, "The answer is 5.", 5, (1, 0, 1)),  # there is nothing to check
+        ("The answer is 4.", WRONG, "who knows", 4, (1, 1, 1)),  # the only answer there is
+        ("who knows", RIGHT, "who knows", None, (1, 0, 1)),
+    ],
+)
+def test_only_a_yes_ends_the_plan(
+    tmp_path: Path, small: str, judge: str, big: str, value: int | None, calls: tuple[int, ...]
+) -> None:
+    client, models = ask(tmp_path, (small, judge, big))
+    with client:
+        answer = client.solve("What is 2 + 3?", kind="number")
+        budget = client.budget()
+    assert (None if answer.value is None else float(answer.value)) == value
+    assert tuple(model.calls for model in models.values()) == calls
+    assert [route.pair for route in answer.routes] == [SMALL, BIG][: 2 if calls[2] else 1]
+    assert answer.cost == budget.posted_nanousd == sum(calls) * COST
+    assert budget.held_nanousd == 0
+    assert set(answer.usage.models) == {name for name, count in zip(NAMES, calls, strict=True) if count}
+    assert answer.usage.seconds == pytest.approx(0.1 * sum(calls))
+    assert answer.text == (big if calls[2] else small)
+
+
+def test_the_reasons_tell_the_check(tmp_path: Path) -> None:
+    client, _ = ask(tmp_path, ("The answer is 4.", WRONG, "The answer is 5."))
+    with client:
+        why = [route.why for route in client.solve("What is 2 + 3?", kind="number").routes]
+    assert why[0].endswith("small+cot if judge+verify says yes, else big+cot")
+    assert why[1] == "judge+verify does not say that the answer is right"
+
+
+def test_the_verifier_sees_question_and_answer_and_not_the_settings_of_the_question(tmp_path: Path) -> None:
+    client, models = ask(tmp_path, ("I think 2 + 3 makes 5. The answer is 5.", RIGHT, "The answer is 7."))
+    history: list[Message] = [
+        {"role": "user", "content": "Let us count."},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    with client:
+        settings: Any = {"max_tokens": 17, "temperature": 0.9, "system": "Be brief."}
+        client.solve("What is 2 + 3?", kind="number", messages=history, **settings)
+    judge = models["judge"]
+    assert isinstance(judge, KeepingModel)
+    ((messages, generation),) = judge.asked
+    assert messages[:-1] == history
+    assert '"What is 2 + 3?"' in messages[-1]["content"]
+    assert 'Answer: "5"' in messages[-1]["content"]
+    assert "I think" not in messages[-1]["content"]
+    assert (generation.max_new_tokens, generation.temperature) == (512, 0.0)
+
+
+def test_a_stream_shows_the_answer_and_not_the_verdict(tmp_path: Path) -> None:
+    client, _ = ask(tmp_path, ("The answer is 5.", RIGHT, "The answer is 7."))
+    with client:
+        events = list(client.stream("What is 2 + 3?", kind="number"))
+        graph_text = [
+            message.content
+            for message, _ in client.graph.stream(
+                {"question": "What is 2 + 3?", "kind": "number"},
+                {"configurable": {"thread_id": "t"}},
+                stream_mode="messages",
+            )
+        ]
+    assert "".join(each.text for each in events if isinstance(each, TextPiece)).strip() == "The answer is 5."
+    assert [each.route.pair for each in events if isinstance(each, RouteChosen)] == [SMALL]
+    assert [each.cost for each in events if isinstance(each, CallSettled)] == [COST, COST]
+    assert "RIGHT" not in "".join(map(str, graph_text))
+    assert "The answer is 5." in "".join(map(str, graph_text))
+
+
+@pytest.mark.parametrize("big", ["The answer is 5.", "who knows"])
+def test_a_verifier_that_fails_says_no(tmp_path: Path, big: str) -> None:
+    client, models = ask(tmp_path, ("The answer is 4.", LimitedModel("judge", ""), big))
+    with client:
+        answer = client.solve("What is 2 + 3?", kind="number")
+        assert client.budget().held_nanousd == 0
+    assert answer.value is not None
+    assert float(answer.value) == (5 if big != "who knows" else 4)
+    assert models["big"].calls == 1
+    assert answer.cost == 2 * COST
+
+
+def test_what_was_answered_stands_where_the_check_cannot_be_paid_for(tmp_path: Path) -> None:
+    """One call fits at a time, and after the first one no other."""
+    client, models = ask(tmp_path, ("The answer is 4.", WRONG, "The answer is 5."), "0.00005")
+    with client:
+        answer = client.solve("What is 2 + 3?", kind="number")
+        budget = client.budget()
+    assert models["small"].calls == 1
+    assert budget.limit_nanousd is not None
+    assert answer.cost == budget.posted_nanousd <= budget.limit_nanousd
+    assert answer.value is not None
+    assert budget.held_nanousd == 0
+
+
+def test_feedback_is_about_the_pair_that_answered(tmp_path: Path) -> None:
+    client, _ = ask(tmp_path, ("The answer is 5.", RIGHT, "The answer is 7."))
+    with client:
+        answer = client.solve("What is 2 + 3?", kind="number")
+        path = client.feedback("What is 2 + 3?", answer, True)
+    assert [row.pair for row in read_outcomes(path)] == [SMALL]
+
+
+def test_a_plan_whose_verifier_is_not_here_is_left_out(tmp_path: Path) -> None:
+    models: Any = {name: ScriptedModel(name, "The answer is 5.") for name in ("small", "big")}
+    listed = Catalogue(spec for spec in catalogue().values() if spec.name != "judge")
+    with Viaticum("0.01", folder=tmp_path, router=Checking(), models=models, catalogue=listed) as client:
+        assert len(client.solve("What is 2 + 3?", kind="number").routes) == 1
+
+
+def test_verify_answers_no_question() -> None:
+    strategy = get_strategy("verify")
+    assert not strategy.graded
+    with pytest.raises(InputError, match="answers no question"):
+        strategy.messages(Query("What is 2 + 3?"))
