@@ -18,6 +18,7 @@ from typing import Any
 from viaticum.errors import DataError, InputError
 from viaticum.jobs import ROWS, Call, Job, JobRow, read_rows
 from viaticum.records import Values, read_values
+from viaticum.types import VERIFY, split_model
 
 LEFT_OUT = "left out"  # key of a row that is no outcome; its value says why
 Rows = Iterator[tuple[str, Values]]
@@ -294,6 +295,7 @@ def batch_rows(path: Path) -> Rows:
     """The calls of a batch job, one row each: from its folder, or from its results, beside which that stands.
 
     A call's answer is as right as the row's where it is the same one. Cached calls have no cost of their own.
+    Checks of answers are left out.
     """
     folder = path if path.is_dir() else path.with_name(path.name + ".job")
     journal = folder / ROWS
@@ -305,7 +307,8 @@ def batch_rows(path: Path) -> Rows:
     dataset = Path(Job.load(folder).input).stem
     for row in read_rows(folder):
         for call in row.calls:
-            yield f"{journal}, row {row.number + 1}", _of_call(row, call, dataset)
+            if split_model(call.pair)[1] != VERIFY:
+                yield f"{journal}, row {row.number + 1}", _of_call(row, call, dataset)
 
 
 def _of_call(row: JobRow, call: Call, dataset: str) -> Values:

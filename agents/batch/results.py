@@ -20,7 +20,8 @@ from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
-from viaticum.types import Completion, Pair, TokenCount
+from viaticum.strategies.verify import NO, YES, read_verdict
+from viaticum.types import VERIFY, Completion, Pair, TokenCount
 
 BATCH_TAG = "provider_batch"  # of a hold: the provider's batch that its call is part of
 
@@ -89,13 +90,19 @@ def paid_calls(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) ->
                 {name: [each.input_tokens, each.output_tokens] for name, each in usage.items()},
                 round(payload.get("seconds", 0.0), 6),
                 payload.get("finish_reason", "aborted"),
-                answers.get(pair),
+                answers.get(pair) if found.tags.get("strategy") != VERIFY else _verdict(payload),
                 is_cached(payload),
                 payload.get("reported_nanousd"),
                 sum(each.reasoning_tokens for each in usage.values()),
             )
         )
     return tuple(calls), total
+
+
+def _verdict(payload: Mapping[str, Any]) -> str | None:
+    """What a check said: yes or no."""
+    verdict = read_verdict(payload.get("text", ""))
+    return None if verdict is None else YES if verdict else NO
 
 
 def posted_holds(ledger: Ledger, run: str) -> Iterator[tuple[Hold, int]]:

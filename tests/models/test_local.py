@@ -23,10 +23,11 @@ from viaticum.decoders.call_times import CallTimes
 from viaticum.decoders.cost import CostModel
 from viaticum.decoders.decoding_mode import HandoffStats
 from viaticum.errors import DataError, PromptTooLong, UnknownPrice
+from viaticum.generation import GenerationSettings
 from viaticum.models.base import Generation
 from viaticum.models.decoding_modes import PairCosts, costs_path, in_measured_modes, thorough_costs
 from viaticum.models.local import LocalModels
-from viaticum.outcomes import read_outcomes
+from viaticum.outcomes import checked_pair, read_outcomes, read_verdicts
 from viaticum.questions import Question, read_questions
 from viaticum.routers.query import StaticRouter
 from viaticum.strategies import get as get_strategy
@@ -226,6 +227,41 @@ def test_profile_keeps_what_the_models_wrote(tiny_catalogue: Catalogue, tmp_path
     assert all(len(row["texts"]) in (2, 3) and len(set(row["texts"])) > 1 for row in kept[2:])
 
 
+def test_profile_records_what_verifiers_say(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
+    """A verdict for every answer there is; equal answers are asked about once, and cost alike."""
+    out, texts = tmp_path / "o.parquet", tmp_path / "texts.jsonl"
+    pairs = [Pair("tiny-small", "direct"), Pair("tiny-small", "cod"), Pair("tiny-small", "chat")]
+    rows = profile(
+        questions(6),
+        pairs,
+        out,
+        catalogue=tiny_catalogue,
+        dataset="d",
+        completions=texts,
+        verifiers=["tiny-large"],
+    )
+    answers, verdicts = read_outcomes(out), read_verdicts(out)
+    assert rows == [*answers, *verdicts]
+    assert len(answers) == 18
+    given = {(row.pair, row.question_id): row for row in answers if row.answer is not None}
+    assert given, "else the models of the fixture test nothing"
+    assert {(checked_pair(row), row.question_id) for row in verdicts} == set(given)
+    for row in verdicts:
+        checked = given[Pair.parse(row.strategy.removeprefix("verify:")), row.question_id]
+        assert row.model == "tiny-large"
+        assert row.answer in ("yes", "no", None)
+        assert row.correct == ((row.answer == "yes") == checked.correct)
+        assert row.cost_nanousd
+        assert row.output_tokens
+        assert row.question == checked.question
+    by_answer: dict[tuple[str, str | None], set[tuple[str | None, int | None]]] = {}
+    for row in verdicts:
+        answer = given[Pair.parse(row.strategy.removeprefix("verify:")), row.question_id].answer
+        by_answer.setdefault((row.question_id, answer), set()).add((row.answer, row.cost_nanousd))
+    assert all(len(each) == 1 for each in by_answer.values())
+    assert len(texts.read_text().splitlines()) == 18
+
+
 def test_profile_without_texts_keeps_the_ids(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
     made = profile(
         questions(2), PAIRS[:1], tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d", with_text=False
@@ -314,6 +350,41 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
         read_questions(file), pairs, tmp_path / "fresh.jsonl", catalogue=tiny_catalogue, dataset="questions"
     )
     assert without_time(read_outcomes(out)) == without_time(fresh)
+
+
+def test_a_profile_killed_among_its_verdicts_goes_on(
+    tiny_catalogue_file: Path, tiny_catalogue: Catalogue, tmp_path: Path
+) -> None:
+    """Killed after two answers, then after a verdict: the table is that of an uninterrupted run."""
+    file = tmp_path / "questions.jsonl"
+    rows = [{"question": q.query.text, "answer": q.gold, "kind": "text"} for q in questions(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, journal = tmp_path / "out.jsonl", tmp_path / "out.jsonl.journal"
+    options = {"out": out, "catalogue": tiny_catalogue_file, "model": "tiny-small", "strategy": "chat"}
+    options |= {"verifier": "tiny-large", "slots": 1, "max-tokens": 30}
+    arguments = ["profile", str(file), "--json"]
+    for name, value in options.items():
+        arguments += [f"--{name}", str(value)]
+    for _ in range(2):
+        killed = [sys.executable, str(KILLED), journal.name, "3", *arguments]
+        assert subprocess.run(killed, capture_output=True, timeout=240).returncode == -signal.SIGKILL
+    assert '"verify:tiny-small+chat"' in journal.read_text()
+    command = [sys.executable, "-c", "from viaticum.cli import main; main()", *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    payload = json.loads(finished.stdout)
+    assert (payload["outcomes"], payload["verdicts"]) == (4, 4)
+    (judged,) = payload["verifiers"]
+    assert (judged["verifier"], judged["pair"], judged["answers"]) == ("tiny-large", "tiny-small+chat", 4)
+    fresh = profile(
+        read_questions(file),
+        [Pair("tiny-small", "chat")],
+        tmp_path / "fresh.jsonl",
+        catalogue=tiny_catalogue,
+        dataset="questions",
+        verifiers=["tiny-large"],
+        settings=GenerationSettings.of(max_new_tokens=30),
+    )
+    assert without_time([*read_outcomes(out), *read_verdicts(out)]) == without_time(fresh)
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Results go to stdout, progress to stderr. Errors and exit codes are in `viaticum
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +77,14 @@ def fit(
         f"{len(router.plans) - len(router.pairs)} plans; on unseen questions: "
         f"log loss {unseen['log_loss']}, calibration error {unseen['ece']}"
     )
+    if "verifiers" in facts:
+        checks = sum(any(pair.is_check for pair in plan.pairs) for plan in router.plans)
+        typer.echo(f"verdicts of {_verifiers(facts)}: {checks} plans with a check are worth their cost")
     typer.echo(f"router in {out}")
+
+
+def _verifiers(facts: Mapping[str, Any]) -> str:
+    return ", ".join(dict.fromkeys(each["verifier"] for each in facts["verifiers"]))
 
 
 app.command()(evaluate)

@@ -69,6 +69,7 @@ from viaticum.jobs import Job, Preview, read_rows
 from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
 from viaticum.money import Price, usd_digits
+from viaticum.outcomes import read_outcomes
 from viaticum.routers.query import Plan
 from viaticum.types import Message, Pair, Query, TokenCount
 
@@ -184,14 +185,14 @@ def test_rows_are_checked_and_escalated(tmp_path: Path) -> None:
     odd, even = rows[1], rows[2]
     assert [call.pair for call in odd.calls] == ["cheap+cot", "judge+verify"]
     assert [call.pair for call in even.calls] == ["cheap+cot", "judge+verify", "expensive+cot"]
-    assert [call.answer for call in even.calls] == ["0", None, "4"]
+    assert [call.answer for call in even.calls] == ["0", "no", "4"]
+    assert odd.calls[1].answer == "yes"
     assert (odd.pair, even.pair) == ("cheap+cot", "expensive+cot")
     assert odd.cost_nanousd == sum(call.cost_nanousd for call in odd.calls)
-    with Ledger(tmp_path / "ledger.db") as ledger:
-        assert ledger.check() == []
-        budget = ledger.budget(ended.job.budget)
-    assert budget.posted_nanousd == sum(row.cost_nanousd for row in rows)
-    assert budget.held_nanousd == 0
+    table = tmp_path / "table.jsonl"
+    arguments = ["outcomes", "import", str(tmp_path / "out.jsonl"), "--from", "batch", "--out", str(table)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert {row.pair for row in read_outcomes(table)} == {CHEAP, EXPENSIVE}
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from viaticum.agents.batch.rereading import reread
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.errors import DataError, InputError
-from viaticum.outcomes import read_outcomes, write_outcomes
+from viaticum.outcomes import read_outcomes, read_verdicts, write_outcomes
 from viaticum.questions import Question
 from viaticum.types import Outcome, Query
 
@@ -67,6 +67,19 @@ def test_texts_are_read_anew_and_the_rest_stays(table: Path) -> None:
     assert kept[2]["finish_reasons"] == ["stop"] * 3
     again = reread(QUESTIONS, table, catalogue=Catalogue.load(), completions=texts)
     assert not again.changes
+
+
+def test_verdicts_stay_on_answers_that_stay(table: Path) -> None:
+    said = [
+        replace(row, model="judge", strategy=f"verify:{row.pair}", answer="yes", correct=row.correct)
+        for row in old_rows()
+        if row.answer is not None
+    ]
+    write_outcomes(table, [*old_rows(), *said])
+    read = reread(QUESTIONS, table, catalogue=Catalogue.load(), completions=table.with_name("texts.jsonl"))
+    assert len(read.outcomes) == 4
+    assert [row.strategy for row in read_verdicts(table)] == ["verify:m+cot"]
+    assert read_verdicts(table)[0].question_id == "q1", "of q2 another answer is read now"
 
 
 def test_right_answers_are_those_of_now(table: Path) -> None:
