@@ -271,6 +271,8 @@ class Workflow:
             runtime.stream_writer({"again": runtime.execution_info.node_attempt})
         ledger = self.resources.ledger
         first, parameters = f"{state['run']}/{state['call']}", digest(call.parameters)
+        if row_allowance(runtime) and self._was_left_out(state, runtime, first):
+            return Command(goto="route")
         key, hold, wasted = next_try(ledger, first, parameters, runs_here=call.model.runs_here)
         if hold is None:
             if key != first and row_allowance(runtime) and next_call_is_known(ledger, first):
@@ -349,6 +351,14 @@ class Workflow:
             return row.plan
         hold = self.resources.ledger.hold(f"{state['run']}/{state['call']}")
         return None if hold is None else plan_from_hold(hold)
+
+    def _was_left_out(self, state: State, runtime: Runtime[Allowance], key: str) -> bool:
+        """Whether an earlier run of this row could not pay for this pair, and asked a later one here."""
+        hold = self.resources.ledger.hold(key)
+        if hold is None or hold.result is None:
+            return False
+        asked = f"{hold.tags.get('model')}+{hold.tags.get('strategy')}"
+        return asked in pending_pairs(state, restricted_for(self.resources, state, runtime))
 
     def _start_plan(self, state: State, runtime: Runtime[Allowance], plan: Plan, why: str) -> Command[Next]:
         pairs = [str(pair) for pair in plan.pairs]

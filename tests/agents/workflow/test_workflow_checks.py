@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from synthetic_outcomes import Words, a_question, outcomes
 from workflow_client import ScriptedModel, row
 
 from viaticum import Viaticum
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
+from viaticum.agents.workflow.graph import Workflow
+from viaticum.agents.workflow.state import RowAllowance
 from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.commands.router_inputs import read_matrix
 from viaticum.errors import InputError, RateLimited
 from viaticum.models.base import Generation
-from viaticum.outcomes import read_outcomes
+from viaticum.outcomes import read_outcomes, write_outcomes
 from viaticum.routers.query import Plan, PlanRow, QueryRouter
+from viaticum.routers.query.fit import fit
+from viaticum.routers.query.rtr import RTRRouter
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Message, Pair, Query, RoutingTable
+from viaticum.types import Completion, Message, Pair, Query, RoutingTable, TokenCount
 
 NAMES = ("small", "judge", "big")
 SMALL, CHECK, BIG = Pair("small", "cot"), Pair("judge", "verify"), Pair("big", "cot")
@@ -205,3 +213,73 @@ def test_verify_answers_no_question() -> None:
     assert not strategy.graded
     with pytest.raises(InputError, match="answers no question"):
         strategy.messages(Query("What is 2 + 3?"))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_router_that_learned_from_verdicts_asks_the_verifier(tmp_path: Path) -> None:
+    """From the table to the answer: kin is what mid often gets wrong, and judge tells."""
+    rows = outcomes(300)
+    rng, said = np.random.default_rng(5), []
+    for each in rows:
+        yes = bool(rng.random() < (0.95 if each.correct else 0.05))
+        said.append(
+            replace(
+                each,
+                model="judge",
+                strategy=f"verify:{each.pair}",
+                answer="yes" if yes else "no",
+                correct=yes == each.correct,
+                cost_nanousd=100_000,
+            )
+        )
+    write_outcomes(tmp_path / "known.jsonl", [*rows, *said])
+    matrix = read_matrix([tmp_path / "known.jsonl"], None)
+    fit(matrix, Words()).save(tmp_path / "router")  # type: ignore[arg-type]
+    router = RTRRouter.load(tmp_path / "router", Words())  # type: ignore[arg-type]
+    texts = {"tiny": "The answer is 3.", "mid": "The answer is 4.", "judge": WRONG, "big": "The answer is 5."}
+    models: Any = {name: ScriptedModel(name, text) for name, text in texts.items()}
+    spec = catalogue()["judge"]
+    listed = Catalogue(spec.model_copy(update={"name": name}) for name in texts)
+    settings: dict[str, Any] = {"router": router, "models": models, "catalogue": listed}
+    with Viaticum("1", folder=tmp_path, policy="weighted:100", **settings) as client:
+        answer = client.solve(a_question("kin", np.random.default_rng(1)), kind="number")
+    assert answer.value is not None
+    assert float(answer.value) == 5
+    assert [route.pair for route in answer.routes] == [Pair("mid", "cot"), Pair("big", "cot")]
+    assert {name: model.calls for name, model in models.items()} == {
+        "tiny": 0,
+        "mid": 1,
+        "judge": 1,
+        "big": 1,
+    }
+    assert answer.cost == 3 * COST
+
+
+class ExpensiveModel(ScriptedModel):
+    """May read a million tokens."""
+
+    def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
+        return {self.name: TokenCount(1_000_000, max_new_tokens)}
+
+
+def test_a_row_that_goes_on_pays_nothing_twice_where_its_check_could_not_be_paid_for(tmp_path: Path) -> None:
+    """The call after the check has its number; who goes on skips the check again, whatever fits by then."""
+    texts = ("The answer is 4.", ExpensiveModel("judge", WRONG), "The answer is 5.")
+    client, models = ask(tmp_path, texts, "0.01")
+    with client:
+        resources = client._resources
+        graph = Workflow(resources).build()
+        plan = Plan((SMALL, CHECK, BIG), 1)
+        allowance = RowAllowance(budget=resources.budget, on_short="cheaper", run="job/q1", plan=plan)
+        question: Any = {"question": "What is 2 + 3?", "kind": "number"}
+        first = graph.invoke(question, context=allowance)
+        paid = client.budget().posted_nanousd
+        again = graph.invoke(question, context=allowance)
+        resources.ledger.set_limit(resources.budget, limit_nanousd=10**12)
+        richer = graph.invoke(question, context=allowance)
+        assert client.budget().posted_nanousd == paid == 2 * COST
+    assert [each.calls for each in models.values()] == [1, 0, 1]
+    for values in (first, again, richer):
+        assert float(values["value"]) == 5
+        assert values["cost"] == paid
+        assert [route["pair"] for route in values["routes"]] == [str(SMALL), str(BIG)]
