@@ -28,6 +28,7 @@ Answer: {{answer}}
 
 Give your reason in one or two sentences, then a last line with one word: RIGHT or WRONG."""
 YES, NO = "yes", "no"  # verdicts as answers
+_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither|hardly)|n['\u2019]t)[ \t*_\"'`]*\Z")  # "NOT RIGHT"
 _VERDICT = re.compile(r"(?:\b(RIGHT|WRONG)|(?:\A|\n|:)\W*((?i:right|wrong)))\W*\Z")
 
 
@@ -41,9 +42,11 @@ def quoted(text: str) -> str:
 
 
 def read_verdict(text: str) -> bool | None:
-    """The verdict at the end of a text; None where there is none, as in one that was cut off."""
+    """The verdict at the end of a text; None where there is none, as in one that was cut off or denies it."""
     found = _VERDICT.search(text)
-    return (found[1] or found[2]).upper() == "RIGHT" if found else None
+    if found is None or _DENIED.search(text[: found.start()]):
+        return None
+    return (found[1] or found[2]).upper() == "RIGHT"
 
 
 @dataclass(frozen=True, slots=True)

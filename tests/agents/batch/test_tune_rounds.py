@@ -187,6 +187,12 @@ def test_the_verdict_is_the_last_word() -> None:
     assert read_verdict("Verdict: RIGHT.") is True
     assert read_verdict("It says the same.\nRight.") is True
     assert read_verdict("I cannot tell whether it is right.") is None
+    assert read_verdict("Final verdict: NOT RIGHT") is None
+    assert read_verdict("So it isn't RIGHT.") is None
+    assert read_verdict("It is not WRONG") is None
+    assert read_verdict("It is not 5.\nWRONG") is False
+    assert read_verdict("Some say 4; it is not.\nRIGHT") is True
+    assert read_verdict("That is not wrong, is it? No.\nRIGHT") is True
     assert read_verdict("I have to say whether it is RIGHT or") is None
 
 

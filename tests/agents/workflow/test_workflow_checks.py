@@ -180,6 +180,33 @@ def test_a_verifier_that_fails_says_no(tmp_path: Path, big: str) -> None:
     assert answer.cost == 2 * COST
 
 
+def test_what_was_answered_stands_where_the_last_model_fails(tmp_path: Path) -> None:
+    client, models = ask(tmp_path, ("The answer is 4.", WRONG, LimitedModel("big", "")))
+    with client:
+        answer = client.solve("What is 2 + 3?", kind="number")
+        assert client.budget().held_nanousd == 0
+    assert answer.value is not None
+    assert float(answer.value) == 4
+    assert models["big"].calls == 1
+    assert (answer.cost, answer.text) == (2 * COST, "The answer is 4.")
+
+
+def test_a_verifier_that_may_not_have_the_question_is_not_asked(tmp_path: Path) -> None:
+    """Its model is one that data goes to: a plan with it is none where data has to stay."""
+    client, models = ask(tmp_path, ("The answer is 4.", RIGHT, "The answer is 5."))
+    with client:
+        kept = client.catalogue.with_models(
+            *(
+                spec.model_copy(update={"region": "us" if spec.name == "judge" else "eu"})
+                for spec in client.catalogue.values()
+            )
+        )
+    settings: Any = {"router": Checking(), "models": dict(models), "catalogue": kept}
+    with Viaticum("0.01", folder=tmp_path / "eu", only="eu", **settings) as restricted:
+        assert len(restricted.solve("What is 2 + 3?", kind="number").routes) == 1
+    assert models["judge"].calls == 0
+
+
 def test_what_was_answered_stands_where_the_check_cannot_be_paid_for(tmp_path: Path) -> None:
     """One call fits at a time, and after the first one no other."""
     client, models = ask(tmp_path, ("The answer is 4.", WRONG, "The answer is 5."), "0.00005")
