@@ -191,20 +191,20 @@ def test_what_was_answered_stands_where_the_last_model_fails(tmp_path: Path) -> 
     assert (answer.cost, answer.text) == (2 * COST, "The answer is 4.")
 
 
+class AbroadModel(ScriptedModel):
+    """Runs elsewhere."""
+
+    runs_here = False
+
+
 def test_a_verifier_that_may_not_have_the_question_is_not_asked(tmp_path: Path) -> None:
-    """Its model is one that data goes to: a plan with it is none where data has to stay."""
-    client, models = ask(tmp_path, ("The answer is 4.", RIGHT, "The answer is 5."))
-    with client:
-        kept = client.catalogue.with_models(
-            *(
-                spec.model_copy(update={"region": "us" if spec.name == "judge" else "eu"})
-                for spec in client.catalogue.values()
-            )
-        )
-    settings: Any = {"router": Checking(), "models": dict(models), "catalogue": kept}
-    with Viaticum("0.01", folder=tmp_path / "eu", only="eu", **settings) as restricted:
-        assert len(restricted.solve("What is 2 + 3?", kind="number").routes) == 1
-    assert models["judge"].calls == 0
+    """A plan with a verifier that runs elsewhere is none where data has to stay."""
+    for only, calls in ((None, 1), ("local", 0)):
+        judge = AbroadModel("judge", RIGHT)
+        client, _ = ask(tmp_path / str(only), ("The answer is 4.", judge, "The answer is 5."), only=only)
+        with client:
+            assert len(client.solve("What is 2 + 3?", kind="number").routes) == 1
+        assert judge.calls == calls
 
 
 def test_what_was_answered_stands_where_the_check_cannot_be_paid_for(tmp_path: Path) -> None:
