@@ -104,7 +104,7 @@ class RTRRouter(QueryRouter):
 
     def knowledge(self) -> tuple[Knowledge, ...]:
         facts = self.parameters.facts
-        models = tuple(sorted({pair.model for pair in self.pairs}))
+        models = tuple(sorted({pair.model for plan in self.plans for pair in plan.pairs}))
         error = facts.get("unseen", {}).get("ece")
         datasets, date = dict(facts.get("datasets", {})), facts.get("date", "")
         return (Knowledge("fitted", models, datasets, facts.get("questions", 0), date, "", error),)

@@ -107,6 +107,7 @@ def test_a_verifier_that_pays_is_asked_where_that_is_worth_it(checking: RTRRoute
     ]
     assert sum(plan in found for plan in chosen) > 30
     assert len({plan for plan in chosen if plan in found}) > 1, "which one depends on the question"
+    assert [each.models for each in checking.knowledge()] == [("big", "judge", "mid", "tiny")]
     facts = {each["pair"]: each for each in checking.parameters.facts["verifiers"]}
     assert facts[str(TINY)]["yes_if_right"] == pytest.approx(0.95, abs=0.04)
     assert facts[str(TINY)]["yes_if_wrong"] == pytest.approx(0.05, abs=0.04)
@@ -146,6 +147,7 @@ def test_a_verifier_that_does_not_pay_is_not_asked(judge: dict[str, float]) -> N
     with_judge, without = (fit(matrix_of(300, **each), Words()) for each in (judge, {}))  # type: ignore[arg-type]
     assert not checks_of(with_judge)
     assert with_judge.plans == without.plans
+    assert with_judge.knowledge() == without.knowledge()
     texts = [a_question(kind, np.random.default_rng(4)) for kind in ("sums", "kin", "games")]
     ours, theirs = (router.predict_texts(texts) for router in (with_judge, without))
     assert np.array_equal(ours.accuracy.numpy(), theirs.accuracy.numpy())
