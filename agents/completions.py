@@ -9,7 +9,7 @@ Leaves out HTTP.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -27,7 +27,8 @@ from viaticum.agents.capable import (
     settings_for,
 )
 from viaticum.agents.client import Viaticum
-from viaticum.agents.workflow.calls import Calls, SettledCall, WatchedStream, asked_models
+from viaticum.agents.workflow.call_streams import WatchedStream
+from viaticum.agents.workflow.calls import Calls, SettledCall, asked_models
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece
 from viaticum.agents.workflow.sessions import count_tokens
@@ -321,33 +322,31 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
         client.catalogue, client.ledger, client.model, deadline, client.labels, resumes=request.resumes
     )
     started = False
-    for event in calls.stream(
-        request.scope,
-        request.key,
-        request.name,
-        messages,
-        generation,
-        tags={"strategy": "chat"},
-    ):
-        if not started and event != "":  # an error before the first text is one of the request
-            yield CompletionStarted(request.name, prompt)
-            started = True
-        if isinstance(event, SettledCall):
-            done = event.completion
-            yield CompletionFinished(
-                done.text,
-                done.finish_reason,
-                done.usage,
-                event.entry.nanousd,
-                (request.name,),
-                tool_calls=done.tool_calls,
-                logprobs=done.logprobs,
-                thinking=done.thinking,
-                stop_string=done.stop_string,
-                key=request.key,
-            )
-        else:
-            yield event
+    events = calls.stream(
+        request.scope, request.key, request.name, messages, generation, tags={"strategy": "chat"}
+    )
+    with closing(events):  # type: ignore[type-var]
+        for event in events:
+            if not started and event != "":  # an error before the first text is one of the request
+                yield CompletionStarted(request.name, prompt)
+                started = True
+            yield _chat_end(request, event) if isinstance(event, SettledCall) else event
+
+
+def _chat_end(request: CompletionRequest, call: SettledCall) -> CompletionFinished:
+    done = call.completion
+    return CompletionFinished(
+        done.text,
+        done.finish_reason,
+        done.usage,
+        call.entry.nanousd,
+        (request.name,),
+        tool_calls=done.tool_calls,
+        logprobs=done.logprobs,
+        thinking=done.thinking,
+        stop_string=done.stop_string,
+        key=request.key,
+    )
 
 
 def _deadline(client: Viaticum, request: CompletionRequest) -> Deadline | None:
@@ -403,7 +402,7 @@ def _solve(
                 settled = False
             elif isinstance(event, CallSettled):
                 settled = started
-    except GeneratorExit:
+    except BaseException:  # the reader left, or an interrupt came while the stream waited
         token.close()
         with suppress(CallerGone, ViaticumError):
             events.close()  # type: ignore[attr-defined]  # settles the current call; no other is made

@@ -6,8 +6,10 @@ its own. Leaves out the meaning of the rows: see `ledger`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, takewhile
 from typing import Any, TypeVar
 
@@ -39,7 +41,7 @@ class MemoryRows(Rows):
             before = table[key]
             self.undo.append(lambda: table.__setitem__(key, before))
         else:
-            self.undo.append(lambda: table.pop(key))
+            self.undo.append(lambda: table.pop(key, None))
         table[key] = value
 
     def _take(self, table: dict[K, V], key: K) -> None:
@@ -153,8 +155,8 @@ class MemoryRows(Rows):
     def append(self, columns: EntryColumns, hash: str) -> int:
         entry = entry_from_columns(len(self._entries) + 1, columns, hash)
         for table in (self._entries, self._chains.setdefault(entry.root, [])):
+            self.undo.append(partial(_cut, table, len(table)))
             table.append((entry, *columns[-3:]))
-            self.undo.append(table.pop)
         if entry.kind in TERMINAL_KINDS and entry.key is not None:
             self._put(self._ends, entry.key, entry)
         return entry.id
@@ -190,11 +192,15 @@ class MemoryRows(Rows):
         return []
 
 
+def _cut(table: list[Any], length: int) -> None:
+    del table[length:]
+
+
 class MemoryStore(Store):
     def __init__(self) -> None:
         super().__init__()
         self._rows: MemoryRows | None = MemoryRows()
-        self._busy = False
+        self._busy = threading.Lock()
 
     def write(self, action: Callable[[Rows], T]) -> T:
         return self._transact(action)
@@ -207,20 +213,18 @@ class MemoryStore(Store):
             rows = self._rows
             if rows is None:
                 raise LedgerError("this ledger in memory is closed, and gone; make a new one")
-            if self._busy:
+            if self._busy.locked():
                 raise LedgerError(
                     "the ledger in memory is in use by this very thread; let that call end first"
                 )
-            self._busy = True
-            try:
-                return action(rows)
-            except BaseException:
-                while rows.undo:
-                    rows.undo.pop()()
-                raise
-            finally:
+            with self._busy:  # a lock of C code is freed whenever an interrupt comes
                 rows.undo.clear()
-                self._busy = False
+                try:
+                    return action(rows)
+                except BaseException:
+                    while rows.undo:
+                        rows.undo.pop()()
+                    raise
 
     def close(self) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, LiteralString, cast
 
 from viaticum.budgets import schema_postgres as schema
-from viaticum.budgets.postgres_calls import Proposal, apply
+from viaticum.budgets.postgres_calls import Proposal, apply, cancel
 from viaticum.budgets.postgres_objects import objects
 from viaticum.budgets.records import Hold
 from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
@@ -143,7 +144,8 @@ class PostgresStore(Store):
         self._name = _without_password(address)
         self._read_only = read_only
         self._connection: psycopg.Connection[Row] | None = None
-        self._closed = self._busy = self._is_contended = False
+        self._closed = self._is_contended = False
+        self._busy = threading.Lock()  # of C code, so that it is freed whenever an interrupt comes
         self._lineages: dict[str, tuple[str, ...]] = {}
         self._scopes: dict[str, list[Scope]] = {}  # names and windows of lineages
         self._holds: dict[str, Hold] = {}  # of calls of this process that are running
@@ -206,21 +208,21 @@ class PostgresStore(Store):
     def _apply(self, proposals: Sequence[Proposal[Any]]) -> list[Any]:
         """One message and its replies."""
         self._refuse_nested()
-        self._busy = True
-        try:
+        with self._busy:
             connection = self._connected()
             try:
                 waited, replies = apply(connection.pgconn, proposals, release_early=self._is_contended)
             except _psycopg().Error:
                 self._clean_up(connection)
                 raise
-            except BaseException:  # a signal: the reply is still to come
-                self._disconnect()
+            except BaseException:  # an interrupt: the reply is still to come
+                try:
+                    cancel(connection)
+                finally:
+                    self._disconnect()
                 raise
             self._is_contended = waited > CONTENTION_SECONDS
             return replies
-        finally:
-            self._busy = False
 
     def altered_objects(self) -> list[str]:
         with self._lock, self._translate_errors():
@@ -240,14 +242,11 @@ class PostgresStore(Store):
     def _transact(self, action: Callable[[Rows], T], *, write: bool) -> T:
         with self._lock, self._translate_errors():
             self._refuse_nested()
-            self._busy = True
-            try:
+            with self._busy:
                 return self._run_with_retries(action, write=write)
-            finally:
-                self._busy = False
 
     def _refuse_nested(self) -> None:
-        if self._busy:
+        if self._busy.locked():
             raise LedgerError(
                 f"the ledger {self._name} is in use by this very thread; let that call end first"
             )

@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import secrets
 import selectors
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -25,8 +27,10 @@ from viaticum.budgets.store import EntryColumns, Rows, Scope
 from viaticum.errors import ViaticumError
 
 if TYPE_CHECKING:
+    import psycopg
     from psycopg import pq
 
+CANCEL_SECONDS = 5.0
 T = TypeVar("T")
 Amounts = tuple[int, int]
 # Without a descriptor of its own, which would cost system calls.
@@ -191,30 +195,57 @@ def apply(
     return waited, replies
 
 
+def cancel(connection: psycopg.Connection[Any]) -> None:
+    """End a message that was interrupted, and wait until it is carried out or never will be.
+
+    A look at the ledger on another connection could else come before it. Where the database does not answer,
+    this returns after `CANCEL_SECONDS`.
+    """
+    import psycopg
+
+    with suppress(psycopg.Error, TimeoutError, OSError):
+        connection.cancel_safe(timeout=CANCEL_SECONDS)
+        _results(connection.pgconn, time.monotonic() + CANCEL_SECONDS)
+
+
 def _exchange(connection: pq.abc.PGconn, message: str) -> list[pq.abc.PGresult]:
     """Send a message and wait for its results; signals are handled while it waits."""
     import psycopg
 
     connection.send_query(message.encode())
-    found: list[pq.abc.PGresult] = []
-    with _Selector() as waiting:
-        waiting.register(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        while connection.flush():
-            waiting.select()
-            connection.consume_input()
-        waiting.modify(connection.socket, selectors.EVENT_READ)
-        while True:
-            while connection.is_busy():
-                waiting.select()
-                connection.consume_input()
-            result = connection.get_result()
-            if result is None:
-                break
-            found.append(result)
+    found = _results(connection)
     for result in found:
         if result.status == psycopg.pq.ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result)
     return found
+
+
+def _results(connection: pq.abc.PGconn, until: float | None = None) -> list[pq.abc.PGresult]:
+    """Send what is not sent yet, and wait for all results.
+
+    until: of the monotonic clock. Raises `TimeoutError` where it has passed.
+    """
+    found: list[pq.abc.PGresult] = []
+    with _Selector() as waiting:
+        waiting.register(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        while connection.flush():
+            _wait(waiting, until)
+            connection.consume_input()
+        waiting.modify(connection.socket, selectors.EVENT_READ)
+        while True:
+            while connection.is_busy():
+                _wait(waiting, until)
+                connection.consume_input()
+            result = connection.get_result()
+            if result is None:
+                return found
+            found.append(result)
+
+
+def _wait(waiting: selectors.BaseSelector, until: float | None) -> None:
+    left = None if until is None else max(0.0, until - time.monotonic())
+    if not waiting.select(left) and left is not None:
+        raise TimeoutError("the database does not answer")
 
 
 def _entry_values(columns: EntryColumns) -> list[Any]:

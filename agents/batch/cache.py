@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from viaticum.agents.workflow.calls import ModelCall, WatchedStream
+from viaticum.agents.workflow.call_streams import WatchedStream
+from viaticum.agents.workflow.calls import ModelCall
 from viaticum.agents.workflow.serialization import parse_completion
 from viaticum.budgets.records import Hold, digest
 from viaticum.catalogue import Catalogue, ModelSpec

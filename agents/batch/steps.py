@@ -24,7 +24,8 @@ from viaticum.agents.batch.results import (
     read_row,
     row_from_workflow,
 )
-from viaticum.agents.workflow.calls import ModelCall, check_deadline, settle_on_failure, timed_out
+from viaticum.agents.workflow.call_streams import check_deadline, settle_on_failure, timed_out
+from viaticum.agents.workflow.calls import ModelCall
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.failover import FAILOVER, Failure, may_ask
 from viaticum.agents.workflow.graph import Workflow

@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage
 
 from viaticum.agents.integrations.call_bounds import model_name
 from viaticum.agents.integrations.reported_usage import is_cached, reported_count
-from viaticum.agents.workflow.calls import is_caller_cancelled
+from viaticum.agents.workflow.call_streams import is_caller_cancelled
 from viaticum.budgets import Ledger
 from viaticum.errors import DeadlineExceeded, LedgerError
 from viaticum.money import usd_digits

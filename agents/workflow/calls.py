@@ -7,14 +7,12 @@ nodes of the workflow do the same in steps, with a checkpoint after each. Leaves
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass, fields
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
+from viaticum.agents.workflow.call_streams import CallStream, check_deadline, settle_on_failure
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.serialization import completion_to_json, parse_completion
 from viaticum.agents.workflow.telemetry import CallSpan, current
@@ -22,13 +20,12 @@ from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
-from viaticum.errors import HoldError, LedgerError, ModelError, ProviderTimeout
+from viaticum.errors import HoldError, ModelError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.models.base import Generation, Model, StreamPiece
+from viaticum.models.base import Generation, Model
 from viaticum.models.settings import prompt, resolve
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Message, Pair, Query, ThinkingDelta
-from viaticum.valid_text import ValidPieces, valid_text
 
 _ALWAYS_STORED = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "extra")
 _DEFAULTS = Generation()
@@ -48,9 +45,6 @@ def generation_parameters(generation: Generation) -> dict[str, Any]:
         for name in names
         if name in _ALWAYS_STORED or getattr(generation, name) != getattr(_DEFAULTS, name)
     }
-
-
-E = TypeVar("E", bound=Exception)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,187 +226,55 @@ class Calls:
         hold = None
         if self.resumes:
             key, hold, _ = next_try(self.ledger, key, digest(parameters), runs_here=opened.runs_here)
-        if hold is None:
-            worst = opened.worst_case_of(messages, generation)
-            hold = self.ledger.reserve(
-                budget,
-                key,
-                worst,
-                self.catalogue.prices(worst),
-                parameters=parameters,
-                tags={"model": model, **(tags or {})},
-                hint=opened.counting_hint,
-                labels=self.labels(model),
-            )
-        with CallSpan(current(), self.catalogue[model], generation, hold) as span:
-            if hold.result is None:
-                if hold.state != "reserved" and not self.resumes:
-                    raise HoldError(
-                        f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
-                    )
-                completion = yield from self._generate(opened, key, messages, generation)
-                text = json.dumps(completion_to_json(completion))
-            else:
-                text = hold.result
-                completion = parse_completion(text, f"the text of the call {key} in the ledger")
-                if completion.thinking:
-                    yield ThinkingDelta(completion.thinking)
-                yield completion.text
-            entry = self.ledger.settle(key, completion.usage.models, text)
-            left = [each.left_nanousd for each in self.ledger.lineage(budget)] if span.is_recording else []
-            least = min((each for each in left if each is not None), default=None)
-            span.end(completion, entry, least, stored=hold.result is not None)
+        with settle_on_failure(self.ledger, key, opened, messages, generation) as pieces:
+            pieces.is_held = self.resumes  # else the key may be that of another call
+            if hold is None:
+                worst = opened.worst_case_of(messages, generation)
+                hold = self.ledger.reserve(
+                    budget,
+                    key,
+                    worst,
+                    self.catalogue.prices(worst),
+                    parameters=parameters,
+                    tags={"model": model, **(tags or {})},
+                    hint=opened.counting_hint,
+                    labels=self.labels(model),
+                )
+            with CallSpan(current(), self.catalogue[model], generation, hold) as span:
+                if hold.result is None:
+                    if hold.state != "reserved" and not self.resumes:
+                        raise HoldError(
+                            f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
+                        )
+                    completion = yield from self._generate(opened, key, pieces)
+                    text = json.dumps(completion_to_json(completion))
+                else:
+                    text = hold.result
+                    completion = parse_completion(text, f"the text of the call {key} in the ledger")
+                    if completion.thinking:
+                        yield ThinkingDelta(completion.thinking)
+                    yield completion.text
+                entry = self.ledger.settle(key, completion.usage.models, text)
+                left = (
+                    [each.left_nanousd for each in self.ledger.lineage(budget)] if span.is_recording else []
+                )
+                least = min((each for each in left if each is not None), default=None)
+                span.end(completion, entry, least, stored=hold.result is not None)
         yield SettledCall(completion, entry)
 
     def _generate(
-        self, model: Model, key: str, messages: Sequence[Message], generation: Generation
+        self, model: Model, key: str, pieces: CallStream
     ) -> Generator[str | ThinkingDelta, None, Completion]:
         """Yield pieces; return the completion."""
+        pieces.is_held = True
         self.ledger.dispatch(key)
-        with settle_on_failure(self.ledger, key, model, messages, generation) as pieces:
-            for piece in pieces:
-                if isinstance(piece, Completion):
-                    return piece
-                if is_caller_gone():
-                    raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
-                check_deadline(pieces, self.deadline, model)
-                yield piece
+        if is_caller_gone():
+            raise ModelError(NOBODY_WAITS)
+        for piece in pieces:
+            if isinstance(piece, Completion):
+                return piece
+            if is_caller_gone():
+                raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
+            check_deadline(pieces, self.deadline, model)
+            yield piece
         raise AssertionError("a stream ends with its completion")
-
-
-class WatchedStream(Iterator[StreamPiece]):
-    """Another stream, watched. What else it offers (`close`, what it received) is offered here too.
-
-    Args:
-        before: called before each piece but the first is requested; an error ends the stream.
-        seen: called with each piece that came.
-    """
-
-    def __init__(
-        self,
-        pieces: Iterator[StreamPiece],
-        *,
-        before: Callable[[], None] = lambda: None,
-        seen: Callable[[StreamPiece], None] = lambda piece: None,
-    ) -> None:
-        self._pieces, self._before, self._seen = pieces, before, seen
-        self._is_first = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pieces, name)
-
-    def __next__(self) -> StreamPiece:
-        if not self._is_first:
-            self._before()
-        piece = next(self._pieces)
-        self._is_first = isinstance(piece, Completion)
-        self._seen(piece)
-        return piece
-
-
-class CallStream(Iterator[StreamPiece]):
-    """The stream of one call, begun when the first piece is requested. written: what is billed so far.
-
-    is_ended_by_caller: the model did nothing wrong, so that at least the prompt is charged.
-    """
-
-    is_ended_by_caller = False
-
-    def __init__(self, model: Model, messages: Sequence[Message], generation: Generation) -> None:
-        self._begin = partial(model.stream, messages, generation)
-        self._pieces: Iterator[StreamPiece] | None = None
-        self._written: list[str] = []
-        self._valid, self._ready = ValidPieces(), deque[StreamPiece]()
-
-    def __next__(self) -> StreamPiece:
-        if self._pieces is None:
-            self._pieces = self._begin()
-        if not self._ready:
-            self._ready += self._valid.add(next(self._pieces))
-        piece = self._ready.popleft()
-        if not isinstance(piece, Completion):
-            self._written.append(piece.text if isinstance(piece, ThinkingDelta) else piece)
-        return piece
-
-    @property
-    def written(self) -> str:
-        # received: all that a remote model sent, such as tool calls and tags, which it does not yield
-        received = getattr(self._pieces, "received", None)
-        return "".join(self._written) if received is None else valid_text(received)
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether a provider may be at work, which no model is before the first piece was requested."""
-        return self._pieces is not None and getattr(self._pieces, "is_sent", True)
-
-    def ended_by_caller(self, error: E) -> E:
-        """The error to raise where the caller ends a call that was sent."""
-        self.is_ended_by_caller = True
-        return error
-
-    def close(self) -> None:
-        """Free the slot of a local model or the connection of a remote one."""
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
-
-
-@contextmanager
-def settle_on_failure(
-    ledger: Ledger, key: str, model: Model, messages: Sequence[Message], generation: Generation
-) -> Iterator[CallStream]:
-    """Stream a call whose hold is dispatched. An error inside the context ends the hold: see `end_hold`."""
-    stream = CallStream(model, messages, generation)
-    try:
-        yield stream
-    except BaseException as error:
-        cancelled = stream.is_sent and (stream.is_ended_by_caller or is_caller_cancelled(error))
-        stream.close()  # first, since it takes what has arrived and was not yielded
-        with suppress(LedgerError):  # the error to raise is the one that stopped the model
-            end_hold(ledger, key, model, stream.written, cancelled=cancelled)
-        raise
-    finally:
-        stream.close()
-
-
-def end_hold(ledger: Ledger, key: str, model: Model, text: str, *, cancelled: bool) -> None:
-    """End the hold of a call that stopped early: void it, or settle what was counted.
-
-    It is voided if nothing was generated and the caller did not end the call.
-    Settled are the held input tokens, since each model of a pair read the prompt, and the tokens of the text,
-    at most the held output tokens of each model.
-
-    Args:
-        text: what was generated so far, thoughts included.
-        cancelled: the caller ended the call, so that at least the prompt was read and is charged.
-    """
-    hold = ledger.hold(key)
-    if hold is not None and (text or cancelled):
-        generated = model.count(text)
-        used = {
-            name: replace(worst, output_tokens=min(generated, worst.output_tokens))
-            for name, worst in hold.usage.items()
-        }
-        ledger.settle(key, used)
-    else:
-        ledger.void(key)
-
-
-def check_deadline(pieces: CallStream, deadline: Deadline | None, model: Model) -> None:
-    """End a call whose deadline has passed, by `DeadlineExceeded`."""
-    if deadline is not None and deadline.left <= 0:
-        raise pieces.ended_by_caller(
-            deadline.exceeded(f"{model.name} did not end by then; what it read and wrote is charged")
-        )
-
-
-def timed_out(model: Model, seconds: float) -> ProviderTimeout:
-    """The error of a call that the caller ends because it takes too long. No further try: each is charged."""
-    return ProviderTimeout(
-        f"{model.name} did not end within {seconds:g} seconds; what it read and wrote is charged"
-    )
-
-
-def is_caller_cancelled(error: BaseException) -> bool:
-    """Whether the caller ended the call, not the model: an interrupt, a closed stream, a timeout."""
-    return not isinstance(error, Exception) or isinstance(error, ProviderTimeout)

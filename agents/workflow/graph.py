@@ -54,15 +54,9 @@ from viaticum.agents.workflow.approval import (
     raise_limit,
     tightest_scope,
 )
+from viaticum.agents.workflow.call_streams import CallStream, check_deadline, settle_on_failure, timed_out
 from viaticum.agents.workflow.callbacks import StreamReporter
-from viaticum.agents.workflow.calls import (
-    NOBODY_WAITS,
-    ModelCall,
-    check_deadline,
-    next_try,
-    settle_on_failure,
-    timed_out,
-)
+from viaticum.agents.workflow.calls import NOBODY_WAITS, ModelCall, next_try
 from viaticum.agents.workflow.deadlines import (
     Deadline,
     SecondsOf,
@@ -274,25 +268,30 @@ class Workflow:
         if row_allowance(runtime) and self._was_left_out(state, runtime, first):
             return Command(goto="route")
         key, hold, wasted = next_try(ledger, first, parameters, runs_here=call.model.runs_here)
-        if hold is None:
-            if key != first and row_allowance(runtime) and next_call_is_known(ledger, first):
-                return self._ask_another(state, Failure(str(pair_of(state)), "", "before a kill"))
-            try:
-                hold = self._reserve(state, runtime, allowance.budget, key, call)
-            except BudgetExceeded as error:
-                return self._on_budget_exceeded(state, runtime, error, wasted)
-        elif hold.state == "reserved":
-            hold = ledger.dispatch(key)
-        with self._span(state, runtime, call, hold) as span:
-            if hold.result is None:
-                completion = self._generate(key, call, runtime, allowance.timeout, deadline, state["route"])
-                result = json.dumps(completion_to_json(completion))
-                entry = ledger.settle(key, completion.usage.models, result)
-            else:
-                completion = parse_completion(hold.result, f"the text of the call {hold.key} in the ledger")
-                entry = ledger.settle(key, completion.usage.models)
-            left = nanousd_left(ledger.lineage(allowance.budget))
-            span.end(completion, entry, left, stored=hold.result is not None)
+        if hold is None and key != first and row_allowance(runtime) and next_call_is_known(ledger, first):
+            return self._ask_another(state, Failure(str(pair_of(state)), "", "before a kill"))
+        with settle_on_failure(ledger, key, call.model, call.messages, call.generation) as pieces:
+            if hold is None:
+                try:
+                    hold = self._reserve(state, runtime, allowance.budget, key, call)
+                except BudgetExceeded as error:
+                    return self._on_budget_exceeded(state, runtime, error, wasted)
+            elif hold.state == "reserved":
+                hold = ledger.dispatch(key)
+            with self._span(state, runtime, call, hold) as span:
+                if hold.result is None:
+                    completion = self._generate(
+                        key, call, pieces, runtime, allowance.timeout, deadline, state["route"]
+                    )
+                    result = json.dumps(completion_to_json(completion))
+                    entry = ledger.settle(key, completion.usage.models, result)
+                else:
+                    completion = parse_completion(
+                        hold.result, f"the text of the call {hold.key} in the ledger"
+                    )
+                    entry = ledger.settle(key, completion.usage.models)
+                left = nanousd_left(ledger.lineage(allowance.budget))
+                span.end(completion, entry, left, stored=hold.result is not None)
         runtime.stream_writer({"cost": entry.nanousd, "left": left, "key": key})
         return Command(update=after_call(state, completion, hold, entry, wasted), goto="parse")
 
@@ -537,12 +536,13 @@ class Workflow:
         self,
         key: str,
         call: ModelCall,
+        pieces: CallStream,
         runtime: Runtime[Allowance],
         timeout: float | None,
         deadline: Deadline | None,
         route: Mapping[str, Any] | None,
     ) -> Completion:
-        began, ledger = time.monotonic(), self.resources.ledger
+        began = time.monotonic()
         reporter = StreamReporter(
             runtime,
             f"answer-{key}",
@@ -551,22 +551,23 @@ class Workflow:
             route_metadata(route, call.generation),
             is_check=route is not None and Pair.parse(route["pair"]).is_check,
         )
-        with settle_on_failure(ledger, key, call.model, call.messages, call.generation) as pieces:
-            try:
-                for piece in pieces:
-                    if isinstance(piece, Completion):
-                        reporter.end(piece)
-                        return piece
-                    if piece:
-                        reporter.piece(piece)
-                    if is_stopped(runtime):
-                        raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
-                    if timeout is not None and time.monotonic() - began > timeout:
-                        raise timed_out(call.model, timeout)
-                    check_deadline(pieces, deadline, call.model)
-            except BaseException as error:
-                reporter.fail(error)
-                raise
+        try:
+            if is_stopped(runtime):
+                raise ModelError(NOBODY_WAITS)
+            for piece in pieces:
+                if isinstance(piece, Completion):
+                    reporter.end(piece)
+                    return piece
+                if piece:
+                    reporter.piece(piece)
+                if is_stopped(runtime):
+                    raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
+                if timeout is not None and time.monotonic() - began > timeout:
+                    raise timed_out(call.model, timeout)
+                check_deadline(pieces, deadline, call.model)
+        except BaseException as error:
+            reporter.fail(error)
+            raise
         raise AssertionError("a stream ends with its completion")
 
     def _estimate(self, state: State) -> tuple[RoutingTable, list[PlanRow]]:

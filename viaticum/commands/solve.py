@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -77,8 +78,9 @@ def solve(
             generation=generation,
             local=local,
         ) as client,
+        closing(client.stream(query)) as events,  # type: ignore[type-var]
     ):
-        for event in client.stream(query):
+        for event in events:
             if isinstance(event, Answer):
                 if as_json:
                     typer.echo(json.dumps(_answer_json(event, client.settings)))
