@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from _router_figures import paired
-from _router_units import AT_COST, BEFORE, KNN, OURS, PACED, STATIC, Run
+from _router_units import AT_COST, BEFORE, KNN, OURS, PACED, STATIC, STATIC_AT_COST, Run
 
 from viaticum.routers.query.outcome_matrix import Array
 
@@ -89,8 +89,12 @@ def kinds(runs: Sequence[Run], budgets: Sequence[float]) -> Figures:
     """Kinds left out: pooled and each, ours minus the static mixture of the same training questions."""
     points = []
     for at, budget in enumerate(budgets):
-        ours, static = ([run.results[name][0][at] for run in runs] for name in (OURS, STATIC))
-        gaps = [mine - theirs for mine, theirs in zip(ours, static, strict=True)]
+        ours, static, same = (
+            [run.results[name][0][at] for run in runs] for name in (OURS, STATIC, STATIC_AT_COST)
+        )
+        gaps, at_cost = (
+            [mine - theirs for mine, theirs in zip(ours, others, strict=True)] for others in (static, same)
+        )
         spent = {
             name: float(np.concatenate([run.results[name][1][at] for run in runs]).mean() / budget)
             for name in (OURS, STATIC)
@@ -103,18 +107,21 @@ def kinds(runs: Sequence[Run], budgets: Sequence[float]) -> Figures:
                 "spent": spent[OURS],
                 "static_spent": spent[STATIC],
                 **_paired(gaps, [run.numbers for run in runs]),
+                "at_cost": _paired(at_cost, [run.numbers for run in runs]),
             }
         )
     weights = np.array([run.facts["test"] for run in runs], dtype=float)
     each = []
     for run in runs:
-        gap = run.results[OURS][0] - run.results[STATIC][0]
+        gap, at_cost = (run.results[OURS][0] - run.results[name][0] for name in (STATIC, STATIC_AT_COST))
         each.append(
             {
                 "kind": run.unit.which,
                 "questions": run.facts["test"],
                 "points": [_paired([line], [run.numbers]) for line in gap],
                 "mean": _paired([gap.mean(0)], [run.numbers]),
+                "at_cost": [_paired([line], [run.numbers]) for line in at_cost],
+                "mean_at_cost": _paired([at_cost.mean(0)], [run.numbers]),
                 "spent": [float(s.mean() / b) for s, b in zip(run.results[OURS][1], budgets, strict=True)],
                 **{name: run.facts[name] for name in ("ece", "p90", "trust")},
             }
@@ -221,12 +228,14 @@ def _kind_lines(kind: Figures, budgets: Sequence[float]) -> list[str]:
     lines = [
         f"Each of {len(kind['kinds'])} kinds left out, pooled:",
         "",
-        *_head(["budget", "viaticum (spent)", "static mixture (spent)", "difference"]),
+        *_head(["budget", "viaticum (spent)", "static mixture (spent)", "difference", "at equal real cost"]),
     ]
     for point in kind["pooled"]:
         ours, static = f"{100 * point['accuracy']:.1f}", f"{100 * point['static']:.1f}"
         cells = [f"${point['budget']:g}", f"{ours} ({point['spent']:.2f})"]
-        lines.append(_row([*cells, f"{static} ({point['static_spent']:.2f})", _gap(point)]))
+        lines.append(
+            _row([*cells, f"{static} ({point['static_spent']:.2f})", _gap(point), _gap(point["at_cost"])])
+        )
     lines += [
         "",
         ", ".join(f"{name} {_number(kind[name])}" for name in ("p90", "ece", "trust")) + ".",
@@ -241,6 +250,14 @@ def _kind_lines(kind: Figures, budgets: Sequence[float]) -> list[str]:
         cells = [f"{each['kind']} ({each['questions']})", *map(_gap, each["points"]), _gap(each["mean"])]
         cells += [f"{max(each['spent']):.2f}", *(_number(each[name]) for name in ("p90", "ece", "trust"))]
         lines.append(_row(cells))
+    lines += [
+        "",
+        "Each kind minus the static mixture that really cost as much on it:",
+        "",
+        *_head(["kind", *(f"${budget:g}" for budget in budgets), "mean"]),
+    ]
+    for each in kind["kinds"]:
+        lines.append(_row([each["kind"], *map(_gap, each["at_cost"]), _gap(each["mean_at_cost"])]))
     return [*lines, ""]
 
 

@@ -2,7 +2,7 @@
 
 - split: 30% of the half is held out, whole groups, for a seed; the learned router and the baselines.
 - kind: one kind of questions is held out, with near-duplicates of them; the learned router and the static
-  mixture that was best on the same training questions.
+  mixture that was best on the same training questions, within the same budget and at what ours really cost.
 - size: as split, fitted on so many of the training questions.
 - before: as split, the learned router of another checkout alone.
 - speed: a fit on all questions of both halves, of which nothing is evaluated, and the time of a choice.
@@ -52,7 +52,13 @@ from _router_speed import speed
 from viaticum.budgets.paced_run import paced_choices
 from viaticum.routers.query.calibration import calibration_error
 from viaticum.routers.query.encoder import Encoder
-from viaticum.routers.query.evaluate import _token_coverage, best_single_pairs, column_outcomes, cost_to_reach
+from viaticum.routers.query.evaluate import (
+    _token_coverage,
+    best_mixture,
+    best_single_pairs,
+    column_outcomes,
+    cost_to_reach,
+)
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.outcome_matrix import Array, assign_folds, held_out
 from viaticum.routers.query.parameters import RTRSettings
@@ -68,6 +74,7 @@ PARTS = ("split", "kind", "size", "before", "speed")
 OURS, PACED, BEFORE = "viaticum", "viaticum, paced", "viaticum before"
 AT_COST = "viaticum, at equal real cost"
 STATIC, KNN = "static mixture", "neighbours, tuned"
+STATIC_AT_COST = "static mixture, at the cost of viaticum"
 Report = Callable[[str], None]
 
 
@@ -195,7 +202,9 @@ def measure(half: Half, unit: Unit, *, baselines: bool, before: Path | None, rep
     router, seconds = _fitted(split, half.encoder)
     results, facts = learned(router, split)
     curves: dict[str, Curve] = {STATIC: _static(split)}
-    if unit.part != "kind":
+    if unit.part == "kind":
+        results[STATIC_AT_COST] = _static_at(split, results[OURS][1].mean(1))
+    else:
         report("neighbours")
         curves[KNN], facts["k"] = tuned(neighbours, NEIGHBOURS, split)
     if unit.part == "split" and baselines:
@@ -310,6 +319,30 @@ def _static(split: Split) -> Curve:
         (split.test.correct[:, cheapest], split.test.cost[:, cheapest]) if each is None else each
         for each in static_hull(split)
     ]
+
+
+def _static_at(split: Split, spent: Array) -> tuple[Array, Array]:
+    """The static mixtures that really cost as much on the test questions, which is known afterwards only.
+
+    spent: dollars a question [budgets]; below the cheapest mixture it is that one.
+    """
+    train, test = split.train, split.test
+    means = train.cost.mean(0)
+    found = (
+        best_mixture(train.correct, train.cost, each) for each in np.geomspace(means.min(), means.max(), 100)
+    )
+    shares = np.stack([each for each in found if each is not None])
+    real = shares @ test.cost.mean(0)
+    results = []
+    for each in spent:
+        low = int(np.flatnonzero(real <= each).max(initial=0))
+        high = min(low + 1, len(shares) - 1)
+        part = (
+            0.0 if real[high] <= real[low] else np.clip((each - real[low]) / (real[high] - real[low]), 0, 1)
+        )
+        share = (1 - part) * shares[low] + part * shares[high]
+        results.append((test.correct @ share, test.cost @ share))
+    return _stacked(results)
 
 
 def _of_checkout(checkout: Path, half: Half, split: Split) -> tuple[Array, Array]:

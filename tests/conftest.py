@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from viaticum.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from openai_server import OpenAIServer
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # a test that imports it asks no network
 
 # No example of a property has a time limit: on a busy machine one takes any time.
 settings.register_profile("patient", settings(), deadline=None, suppress_health_check=(HealthCheck.too_slow,))

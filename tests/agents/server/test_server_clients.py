@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -96,8 +95,7 @@ def test_langchain(server: RunningServer) -> None:
     assert [each.content for each in chat.batch(["one?", "two?"])] == [WORDS, WORDS]
 
 
-def test_litellm(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "LITELLM_LOCAL_MODEL_COST_MAP", "True")
+def test_litellm(server: RunningServer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import litellm
