@@ -132,6 +132,12 @@ class LedgerReader:
 
         return self._store.read(action)
 
+    def check_open(self, name: str) -> None:
+        """Raise `BudgetClosed` where a budget, or one above it, is paused or closed."""
+        limit = self._requests.find(name)
+        scope = name if limit is None else limit.parent
+        self._store.read(lambda rows: rules.refuse_closed(rules.get_lineage(rows, scope)))
+
     def hold(self, key: str) -> Hold | None:
         return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
 

@@ -97,6 +97,11 @@ class CallStream(Iterator[StreamPiece]):
         """Whether a provider may be at work, which no model is before the first piece was requested."""
         return self._is_asked and getattr(self._pieces, "is_sent", True)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the call waits for the limit of its provider, before it is sent or sent again."""
+        return self._is_asked and not self.is_sent
+
     def ended_by_caller(self, error: E) -> E:
         """The error to raise where the caller ends a call that was sent."""
         self.is_ended_by_caller = True
@@ -169,6 +174,12 @@ def end_hold(ledger: Ledger, key: str, model: Model, text: str, *, cancelled: bo
         ledger.settle(key, used)
     else:
         ledger.void(key)
+
+
+def check_budget(pieces: CallStream, ledger: Ledger, budget: str) -> None:
+    """End a call that waits to be sent where its budget is not open any more, by `BudgetClosed`."""
+    if pieces.is_waiting:
+        ledger.check_open(budget)
 
 
 def check_deadline(pieces: CallStream, deadline: Deadline | None, model: Model) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from itertools import count
 from typing import Any
 
-from viaticum.agents.workflow.call_streams import CallStream, check_deadline, settle_on_failure
+from viaticum.agents.workflow.call_streams import CallStream, check_budget, check_deadline, settle_on_failure
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.serialization import completion_to_json, parse_completion
 from viaticum.agents.workflow.telemetry import CallSpan, current
@@ -246,7 +246,7 @@ class Calls:
                         raise HoldError(
                             f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
                         )
-                    completion = yield from self._generate(opened, key, pieces)
+                    completion = yield from self._generate(opened, budget, key, pieces)
                     text = json.dumps(completion_to_json(completion))
                 else:
                     text = hold.result
@@ -263,7 +263,7 @@ class Calls:
         yield SettledCall(completion, entry)
 
     def _generate(
-        self, model: Model, key: str, pieces: CallStream
+        self, model: Model, budget: str, key: str, pieces: CallStream
     ) -> Generator[str | ThinkingDelta, None, Completion]:
         """Yield pieces; return the completion."""
         pieces.is_held = True
@@ -276,5 +276,6 @@ class Calls:
             if is_caller_gone():
                 raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
             check_deadline(pieces, self.deadline, model)
+            check_budget(pieces, self.ledger, budget)
             yield piece
         raise AssertionError("a stream ends with its completion")

@@ -54,7 +54,13 @@ from viaticum.agents.workflow.approval import (
     raise_limit,
     tightest_scope,
 )
-from viaticum.agents.workflow.call_streams import CallStream, check_deadline, settle_on_failure, timed_out
+from viaticum.agents.workflow.call_streams import (
+    CallStream,
+    check_budget,
+    check_deadline,
+    settle_on_failure,
+    timed_out,
+)
 from viaticum.agents.workflow.callbacks import StreamReporter
 from viaticum.agents.workflow.calls import NOBODY_WAITS, ModelCall, next_try
 from viaticum.agents.workflow.deadlines import (
@@ -281,7 +287,7 @@ class Workflow:
             with self._span(state, runtime, call, hold) as span:
                 if hold.result is None:
                     completion = self._generate(
-                        key, call, pieces, runtime, allowance.timeout, deadline, state["route"]
+                        key, call, pieces, runtime, allowance, deadline, state["route"]
                     )
                     result = json.dumps(completion_to_json(completion))
                     entry = ledger.settle(key, completion.usage.models, result)
@@ -538,11 +544,11 @@ class Workflow:
         call: ModelCall,
         pieces: CallStream,
         runtime: Runtime[Allowance],
-        timeout: float | None,
+        allowance: ResolvedAllowance,
         deadline: Deadline | None,
         route: Mapping[str, Any] | None,
     ) -> Completion:
-        began = time.monotonic()
+        began, timeout = time.monotonic(), allowance.timeout
         reporter = StreamReporter(
             runtime,
             f"answer-{key}",
@@ -565,6 +571,7 @@ class Workflow:
                 if timeout is not None and time.monotonic() - began > timeout:
                     raise timed_out(call.model, timeout)
                 check_deadline(pieces, deadline, call.model)
+                check_budget(pieces, self.resources.ledger, allowance.budget)
         except BaseException as error:
             reporter.fail(error)
             raise

@@ -24,7 +24,7 @@ from viaticum.agents.integrations.litellm_provider import register
 from viaticum.agents.workflow.calls import Calls
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.errors import ProviderTimeout
+from viaticum.errors import BudgetClosed, ProviderTimeout
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
 from viaticum.types import Message, ThinkingDelta
@@ -111,6 +111,39 @@ def test_a_wait_before_a_retry_is_left_and_costs_nothing(server: OpenAIServer, l
     events.close()  # type: ignore[attr-defined]
     assert len(server.requests) == 1
     assert ledger.budget("b").posted_nanousd == ledger.budget("b").held_nanousd == 0
+
+
+def test_a_call_that_waits_is_not_sent_once_its_budget_is_paused(
+    server: OpenAIServer, ledger: Ledger
+) -> None:
+    server.script = [(503, {"retry-after": "30"}, "later")]
+    model = RemoteModel(spec_for(server))
+    events = Calls(Catalogue([model.spec]), ledger, lambda _: model).stream(
+        "b", "k", "far", CHAT, Generation(9)
+    )
+    while not server.requests or server.script:
+        assert next(events) == ""
+    assert next(events) == ""
+    ledger.pause("b")
+    with pytest.raises(BudgetClosed, match="paused"):
+        list(events)
+    assert len(server.requests) == 1
+    (hold,) = ledger.holds()
+    assert hold.state == "void"
+
+
+def test_a_question_that_waits_is_not_asked_again_once_its_budget_is_paused(
+    server: OpenAIServer, client: Viaticum
+) -> None:
+    server.script = [(503, {"retry-after": "30"}, "later")]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.solve, "hello")
+        wait_until(lambda: bool(server.requests) and not server.script)
+        client.ledger.pause(client.budget_name)
+        with pytest.raises(BudgetClosed, match="paused"):
+            answer.result(SOON)
+    assert len(server.requests) == 1
+    assert [hold.state for hold in client.ledger.holds()] == ["void"]
 
 
 # Coroutines that are cancelled
