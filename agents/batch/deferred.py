@@ -79,6 +79,7 @@ class DeferredRows:
         )
         deferral.is_direct = lambda row: row.number in self._journal.direct
         self._unsent: list[PlannedRow] = []
+        self._look_at = 0.0 if self._journal.open else math.inf  # Unix time at which the next batch is due
         self._oldest = 0.0  # time at which the first of them came; -inf where they are enough for a batch
         self._earlier: set[str] = set()  # batches that were there before this pass over the input
         self._numbers: set[int] = set()  # of rows that wait, sent or not
@@ -240,6 +241,7 @@ class DeferredRows:
         else:
             self.left_over += len(others)
         self._numbers &= waiting
+        self._schedule()
         return [] if self.tools.stop.is_set() else direct
 
     @property
@@ -395,6 +397,7 @@ class DeferredRows:
         self._batches.cancelled = True
         for batch in self._journal.open:
             batch.next_look = 0.0
+        self._schedule()
 
     def look(self) -> bool:
         """Take the next step of each batch that is due; returns whether one was collected."""
@@ -406,16 +409,20 @@ class DeferredRows:
         for batch in self._journal.batches:
             if batch.name in before - left:
                 self._numbers -= set(batch.keys)
+        self._schedule()
         return left != before
 
     @property
     def is_look_due(self) -> bool:
         """Whether a batch is due to be looked after."""
-        return any(batch.next_look <= time.time() for batch in self._journal.open)
+        return time.time() >= self._look_at
 
     def next_look(self) -> float:
         """Seconds until the next batch is due."""
-        return max(0.0, min((batch.next_look for batch in self._journal.open), default=0.0) - time.time())
+        return max(0.0, self._look_at - time.time())
+
+    def _schedule(self) -> None:
+        self._look_at = min((batch.next_look for batch in self._journal.open), default=math.inf)
 
     def states(self) -> list[dict[str, Any]]:
         """The open batches, for an event."""

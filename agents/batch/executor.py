@@ -93,7 +93,7 @@ def process_rows(
         planned: rows, taken when there is capacity for them; a None asks to finish some rows before further
             ones are taken.
         tools: resources and settings of the job.
-        meanwhile: called at least twice a second while rows run.
+        meanwhile: called at least twice a second while rows run, until the job is stopped.
 
     Raises:
         ViaticumError: one of `FATAL`, after the rows that ran have ended.
@@ -135,7 +135,8 @@ class _Executor:
     ) -> Iterator[tuple[PlannedRow, JobRow]]:
         source, more = iter(planned), True
         while True:
-            meanwhile()
+            if not self._stopping():
+                meanwhile()
             while (
                 more
                 and not self._stopping()

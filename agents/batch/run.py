@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -62,7 +63,7 @@ from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.budgets import Ledger
-from viaticum.errors import InputError, ViaticumError
+from viaticum.errors import InputError
 from viaticum.jobs import CACHE, Job, JobEnd, JobRow
 
 __all__ = ["BatchEnd", "run_batch"]
@@ -163,9 +164,12 @@ class _Run:
         self.deferral = Deferral(tools.catalogue, tools.model, settings.deadline, self._elapsed)
         self._past_deadline = False
         self._why: dict[str, int] = {}  # reasons of skipped rows, with how many rows each has
-        self._seen: tuple[int, ...] | None = None  # the input's state when it was last known to be the job's
+        self._seen: tuple[int, ...] | None = (
+            None  # the input's state when it was last compared with the job's
+        )
+        self._changed = False  # whether it was another one then
         self._duplicates: dict[int, str] = {}
-        self._failure: ViaticumError | None = None  # of planning, or of a provider's batch
+        self._failure: Exception | None = None  # of planning, or of a provider's batch
         self._direct: deque[PlannedRow] = deque()  # were left to a batch, and are asked now instead
         self._committed = 0  # nano-dollars held for rows that wait, and are not of this pass
 
@@ -243,9 +247,9 @@ class _Run:
             self.deferred.give_up()
         passes = 0
         while True:
+            collected = self.deferred.collected  # a batch may end while rows of another one are finished
             self._finish_settled(journal, planner)
             goes_on = passes < PASSES and not self.settings.cancel and not self.rows.stop.is_set()
-            collected = self.deferred.collected
             goes_on = goes_on and self._pass_again(journal, found, planner, passes)
             passes += 1
             if self.deferred.collected > collected:  # some were refused at once, or answered meanwhile
@@ -345,7 +349,7 @@ class _Run:
                 self._send(planner, all_money=False)
             if self.deferred.is_look_due and not self._has_changed() and self.deferred.look():
                 self._committed = self.deferred.committed_nanousd()
-        except ViaticumError as error:
+        except Exception as error:  # of whatever kind: calls that run are not to be lost
             self._failure = error
 
     # --- what providers' batches have answered ----------------------------------------------------
@@ -369,7 +373,9 @@ class _Run:
     def _rows_by_number(self, numbers: set[int]) -> Iterator[BatchRow]:
         if numbers and self._has_changed():
             raise input_changed(self.input_file.path)
-        return (row for row in self._usable_rows() if row.number in numbers)
+        last = max(numbers, default=-1)
+        before = takewhile(lambda row: row.number <= last, self._usable_rows())
+        return (row for row in before if row.number in numbers)
 
     def _wait(self) -> bool:
         """Wait until a batch is collected; False where the job is told to end, or not to wait."""
@@ -398,12 +404,10 @@ class _Run:
     def _has_changed(self) -> bool:
         """Whether the input is another than the job began with."""
         state = self.input_file.state()
-        if state == self._seen:
-            return False
-        if self.input_file.digest() != self.job.fingerprint["input"]:
-            return True
-        self._seen = state
-        return False
+        if state != self._seen:
+            self._changed = self.input_file.digest() != self.job.fingerprint["input"]
+            self._seen = state
+        return self._changed
 
     def _until_deadline(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
         """Planned rows until the deadline: a block is planned long before its last row is started.
@@ -418,7 +422,7 @@ class _Run:
                     self._past_deadline = True
                     return
                 yield each
-        except ViaticumError as error:
+        except Exception as error:
             self._failure = error
 
     def _skip_bad_rows(self, journal: RowJournal, found: Survey) -> None:

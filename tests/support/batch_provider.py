@@ -89,8 +89,8 @@ class BatchProvider(ThreadingHTTPServer):
         fate: of a request, by the number in its question.
 
     Attributes:
-        faults: for requests by method and path, what happens to the next ones: a status, "hang up" (the work
-            is done, the answer never comes), or a function of the handler.
+        faults: for requests by method and path, what happens to the next ones: a status, or "hang up" (the
+            work is done, the answer never comes).
         changes: applied to the next batches as they are made.
         unsupported: models that batches are not made for. full: most requests that wait at once.
         paid: what is billed, by (way, model, number in the question); ways are "batch" and "direct".

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import viaticum.agents.batch.deferral as deferral
 import viaticum.agents.batch.deferred as deferred
 import viaticum.agents.batch.executor as executor
 import viaticum.agents.batch.provider_batches as provider_batches
+import viaticum.agents.batch.run as run
 from viaticum.agents.batch import job_folder, preview_batch
+from viaticum.agents.batch.batch_records import BatchJournal, ProviderBatch
 from viaticum.agents.batch.deferred import DeferredRows
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
@@ -318,7 +321,8 @@ def test_a_batch_is_given_up_in_time_to_ask_directly(
     monkeypatch.setattr(deferral, "DIRECT_SHARE", 0.9)
     server.changes = [{"stays": True}]
     quick = Catalogue(specs(server.url, form, batch_hours=1 / 3600))
-    run_job(folder, server.url, form, catalogue=quick, deadline=40.0)
+    import_module("litellm")  # which takes seconds, of the eight until then
+    run_job(folder, server.url, form, catalogue=quick, deadline=80.0)
     check(folder, server, late=EVEN // 2)
 
 
@@ -350,6 +354,94 @@ def test_batches_are_sent_and_collected_while_one_row_runs(
     assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
     check(folder, server, late=EVEN)
     assert asked_before(server, collects) == 1
+
+
+def test_a_batch_that_ends_while_rows_of_another_are_finished_is_finished_too(
+    folder: Path, server: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second batch ends when the rows of the first one are in the ledger, and are yet to be written."""
+    monkeypatch.setattr(deferred, "CHUNK_ROWS", EVEN // 2)
+    server.changes = [{}, {"stays": True}]
+    finish, ended_meanwhile = run._Run._finish_settled, list[int]()
+
+    def after_the_second_has_ended(self: run._Run, *given: Any) -> None:
+        second = [*server.batches.values()][-1:]
+        if self.deferred.settled and len(self.deferred.open) == 1 and not ended_meanwhile:
+            second[0].stays = False
+            until = time.monotonic() + 120
+            while not second[0].is_through and time.monotonic() < until:
+                time.sleep(0.01)
+            self.deferred.give_up()  # which is due at once, and comes too late
+            before = self.deferred.collected
+            finish(self, *given)
+            ended_meanwhile.append(self.deferred.collected - before)
+        else:
+            finish(self, *given)
+
+    monkeypatch.setattr(run._Run, "_finish_settled", after_the_second_has_ended)
+    ended = run_job(folder, server.url)
+    assert ended_meanwhile == [1]
+    assert ended.job.ending == "completed"
+    check(folder, server, late=EVEN)
+    assert {row.state for row in rows_in(folder)} == {"answered"}
+
+
+def test_calls_under_way_are_settled_when_a_batch_cannot_be_written_down(
+    folder: Path, server: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the system, while one row runs: its call is in the ledger, and is not made again."""
+    monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(executor, "AHEAD_SECONDS", 0.0)
+    collects = "GET /v1/files/file_output-*/content"
+    failed = threading.Event()
+    written = BatchJournal.collected
+
+    def to_a_folder(self: BatchJournal, batch: ProviderBatch, *given: Any) -> None:
+        self.requests_file(batch).unlink()
+        self.requests_file(batch).mkdir()
+        try:
+            written(self, batch, *given)
+        finally:
+            self.requests_file(batch).rmdir()
+            failed.set()
+
+    server.may_answer = failed.is_set
+    with monkeypatch.context() as broken:
+        broken.setattr(BatchJournal, "collected", to_a_folder)
+        with pytest.raises(OSError, match="provider_batches"):
+            run_job(folder, server.url, concurrency=1, deadline=280.0)
+    assert collects in server.log
+    asked = {call: count for call, count in server.direct.items() if call[0] == "now"}
+    assert asked
+    assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
+    check(folder, server, late=EVEN)
+    assert all(server.direct[call] == count for call, count in asked.items())
+
+
+def test_no_batch_is_sent_once_the_job_has_to_end(
+    folder: Path, server: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A direct call meets a wrong key while another one runs: rows that wait are left to the next run."""
+    monkeypatch.setattr(deferred, "SEND_SECONDS", 1e9)
+    monkeypatch.setattr(executor, "AHEAD_SECONDS", 0.0)
+
+    stopping = executor._Executor._stopping
+
+    def due_from_then_on(self: executor._Executor) -> bool:
+        ends = stopping(self)
+        if ends:
+            monkeypatch.setattr(deferred, "SEND_SECONDS", 0.0)
+        return ends
+
+    monkeypatch.setattr(executor._Executor, "_stopping", due_from_then_on)
+    server.faults["POST /v1/chat/completions"] = [401]
+    server.may_answer = lambda: bool(server.batches)
+    with pytest.raises(AuthenticationFailed):
+        run_job(folder, server.url, concurrency=2, drain_seconds=2.0, tries=1)
+    assert not server.batches
+    server.may_answer = lambda: True
+    assert run_job(folder, server.url).job.ending == "completed"
+    assert compare(folder, server, ROWS).missing == 0
 
 
 def test_rows_are_sent_before_the_last_running_rows_end(folder: Path, server: BatchProvider) -> None:
