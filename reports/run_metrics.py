@@ -61,7 +61,7 @@ class RouteMetrics:
         predicted: mean predicted accuracy of the rows whose calibration counts.
         cost: mean nano-dollars a row.
         seconds_p50, seconds_p95: of the rows that were tried.
-        escalated: share of rows that took more than one call.
+        escalated: share of rows that took more than one call, checks of answers aside.
         regret: share of rows that were not right though some single pair is.
         overpaid: mean nano-dollars that right rows cost above the cheapest right pair.
     """

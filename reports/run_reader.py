@@ -36,7 +36,7 @@ from viaticum.reports.runs import (
     shortened,
     text_number,
 )
-from viaticum.types import Outcome, split_model
+from viaticum.types import VERIFY, Outcome, split_model
 
 _CLOSING = re.compile(r"\s*(?:</\w+>|<\|[^|>]*\|>)?\s*")  # of a thought, in the formats that models use
 LONGEST_TEXT = 4_000  # characters of a text that is shown whole
@@ -126,7 +126,7 @@ class _RowCollector:
             cost,
             used if row.calls else float("nan"),
             seconds,
-            len(row.calls),
+            sum(split_model(call.pair)[1] != VERIFY for call in row.calls),
             len(tried) < len(row.calls),
             -1 if row.seen is None else bool(row.seen),
         )

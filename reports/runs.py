@@ -35,7 +35,7 @@ class Columns:
         accuracy: predicted accuracy of the row's plan.
         cost: nano-dollars.
         tokens: output tokens of all calls of the row.
-        calls: number of calls; a row with at least one was tried.
+        calls: number of calls, checks of answers aside; a row with at least one was tried.
         cached: a call was answered from an earlier one.
         seen: 1 where the router was fitted on the question, 0 where it was not, -1 where that is not known.
     """

@@ -70,6 +70,7 @@ from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
 from viaticum.money import Price, usd_digits
 from viaticum.outcomes import read_outcomes
+from viaticum.reports.numbers import read_numbers
 from viaticum.routers.query import Plan
 from viaticum.types import Message, Pair, Query, TokenCount
 
@@ -189,6 +190,9 @@ def test_rows_are_checked_and_escalated(tmp_path: Path) -> None:
     assert odd.calls[1].answer == "yes"
     assert (odd.pair, even.pair) == ("cheap+cot", "expensive+cot")
     assert odd.cost_nanousd == sum(call.cost_nanousd for call in odd.calls)
+    (route,) = read_numbers([tmp_path / "out.jsonl"]).runs[0].routes
+    assert route.escalated is not None
+    assert route.escalated.value == 0.5
     table = tmp_path / "table.jsonl"
     arguments = ["outcomes", "import", str(tmp_path / "out.jsonl"), "--from", "batch", "--out", str(table)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
