@@ -601,8 +601,7 @@ class Workflow:
     def _model_call(self, state: State, runtime: Runtime[Allowance]) -> ModelCall:
         pair, resources = pair_of(state), restricted_for(self.resources, state, runtime)
         query, settings, value = query_of(state), settings_of(state), state["value"]
-        if pair.is_check:
-            assert value is not None
+        if pair.is_check and value is not None:
             query, settings = AnsweredQuery.of(query, value), NO_SETTINGS
         model = resources.model(pair.model)
         return ModelCall.of(model, resources.catalogue, pair, query, settings, len(state["samples"]))

@@ -235,7 +235,11 @@ def test_a_plan_whose_verifier_is_not_here_is_left_out(tmp_path: Path) -> None:
         assert len(client.solve("What is 2 + 3?", kind="number").routes) == 1
 
 
-def test_verify_answers_no_question() -> None:
+def test_verify_answers_no_question(tmp_path: Path) -> None:
+    client, models = ask(tmp_path, ("", RIGHT, ""), model="judge", strategy="verify")
+    with client, pytest.raises(InputError, match="answers no question"):
+        client.solve("What is 2 + 3?")
+    assert models["judge"].calls == 0
     strategy = get_strategy("verify")
     assert not strategy.graded
     with pytest.raises(InputError, match="answers no question"):
