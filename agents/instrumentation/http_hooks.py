@@ -151,7 +151,10 @@ def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
         return _Sent(request, None)
     if isinstance(held, Refused):
         return _refusal(httpx, request, call.api, held)
-    body = json.dumps(call.limited(held.limit), ensure_ascii=False, separators=(",", ":")).encode()
+    limited = call.limited(held.limit)
+    if limited == call.body and not call.streams:
+        return _Sent(request, held)  # as its client made, and may have signed, it
+    body = json.dumps(limited, ensure_ascii=False, separators=(",", ":")).encode()
     headers = request.headers.copy()
     headers["content-length"] = str(len(body))
     headers.pop("transfer-encoding", None)

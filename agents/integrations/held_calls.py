@@ -66,11 +66,15 @@ def _settle(ledger: Ledger, held: HeldCall, answer: AIMessage | None) -> int:
     return ledger.settle(held.key, usage).nanousd
 
 
-def end_call(ledger: Ledger, held: HeldCall, error: BaseException) -> None:
-    """Void the hold of a failed call; settle the worst case of one that was cancelled or timed out."""
+def end_call(ledger: Ledger, held: HeldCall, error: BaseException, *, is_lost: bool = False) -> None:
+    """Void the hold of a failed call; settle the worst case of one that was cancelled, timed out or lost.
+
+    is_lost: it was seen to be sent, and no answer came.
+    """
     with suppress(LedgerError):
         if (
-            is_caller_cancelled(error)
+            is_lost
+            or is_caller_cancelled(error)
             or isinstance(error, TimeoutError | DeadlineExceeded)
             or "Timeout" in type(error).__name__
         ):

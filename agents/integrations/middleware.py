@@ -14,6 +14,7 @@ import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, get_args
 
@@ -61,6 +62,7 @@ try:
         can_interrupt,
         stopped_message,
     )
+    from viaticum.agents.integrations.call_attempts import Attempts, install
     from viaticum.agents.integrations.call_bounds import CallBounds, Prices, model_name, prices_of
     from viaticum.agents.integrations.held_calls import HeldCall, end_call, settle_call
     from viaticum.agents.integrations.last_calls import LastCalls, run_of
@@ -85,7 +87,8 @@ class BudgetState(AgentState[Any]):
 class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     """A budget that an agent's model calls cannot exceed.
 
-    Put it last in the list of middleware, next to the model: everything inside it counts as one call.
+    Put it last in the list of middleware, next to the model: everything inside it counts as one call, but for
+    attempts that the model's client makes again by itself (`viaticum.agents.integrations.call_attempts`).
 
     Args:
         budget: dollars; None for a budget that exists in the ledger.
@@ -178,6 +181,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self._asked = AskedRuns()
         self._last = LastCalls(self.ledger, self.bounds, self._reserve_call, self.cheaper, {})
         self._hint = "" if count else BYTES_COUNTED
+        self._meets_attempts = install()
         self._inside_tool: Callable[[], AbstractContextManager[None]] = nullcontext
         if hold_tools:
             from viaticum.agents.instrumentation.scope import paying_from
@@ -248,12 +252,14 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(self, request: ModelRequest[Any], handler: Sync) -> ModelResponse[Any] | AIMessage:
         held = self._hold_or_free(request)
         while isinstance(held, HeldCall):
+            attempts = self._attempts(held)
             try:
-                response = call_until(self._until(held), handler, held.request)
+                with attempts.inside(is_met=self._meets_attempts):
+                    response = call_until(self._until(held), handler, held.request)
             except BaseException as error:
-                held = self._instead(request, held, error)
+                held = self._instead(request, held, attempts, error)
             else:
-                return self._settle(held, response)
+                return self._settle(replace(held, key=attempts.key), response)
         return held
 
     async def awrap_model_call(
@@ -261,12 +267,14 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> ModelResponse[Any] | AIMessage:
         held = self._hold_or_free(request)
         while isinstance(held, HeldCall):
+            attempts = self._attempts(held)
             try:
-                response = await acall_until(self._until(held), handler, held.request)
+                with attempts.inside(is_met=self._meets_attempts):
+                    response = await acall_until(self._until(held), handler, held.request)
             except BaseException as error:
-                held = self._instead(request, held, error)
+                held = self._instead(request, held, attempts, error)
             else:
-                return self._settle(held, response)
+                return self._settle(replace(held, key=attempts.key), response)
         return held
 
     def _until(self, held: HeldCall) -> Deadline | None:
@@ -274,16 +282,40 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         return self.deadlines.of(state) if held.is_last else self.deadline(state)
 
     def _instead(
-        self, request: ModelRequest[Any], held: HeldCall, error: BaseException
+        self, request: ModelRequest[Any], held: HeldCall, attempts: Attempts, error: BaseException
     ) -> HeldCall | AIMessage:
-        """End the hold of a call that failed. Its error, or where time was over what is done in its place."""
+        """End the hold of a call that failed. Its error, or what is done in its place where the time was over
+        or a further attempt of its client did not fit.
+        """
+        if attempts.refusal is not None:
+            return self._without_attempt(request, held, attempts.refusal)
         is_late = isinstance(error, DeadlineExceeded) and self.on_cap != "stop"
         if not is_late:
             self._last.free(held.request.state)
-        end_call(self.ledger, held, error)
+        end_call(self.ledger, replace(held, key=attempts.key), error, is_lost=attempts.is_lost)
         if not isinstance(error, DeadlineExceeded) or not is_late:
             raise error
         return self._stopped(request, error) if held.is_last else self._at_cap(request, error)
+
+    def _attempts(self, held: HeldCall) -> Attempts:
+        def reserve(key: str) -> None:
+            hold = self.ledger.hold(held.key)
+            assert hold is not None
+            (worst,) = hold.usage.values()
+            self._reserve_call(key, held.request.model, worst)
+
+        return Attempts(self.ledger, held.key, reserve)
+
+    def _without_attempt(
+        self, request: ModelRequest[Any], held: HeldCall, error: BudgetExceeded | BudgetClosed
+    ) -> HeldCall | AIMessage:
+        """A further attempt does not fit; those before it are settled."""
+        if self.on_cap == "stop":
+            self._last.free(request.state)
+            raise error
+        if held.is_last or isinstance(error, BudgetClosed):
+            return self._stopped(request, error)
+        return self._at_cap(request, error)
 
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """A tool that fails may end the run: what is held for its last call is freed."""

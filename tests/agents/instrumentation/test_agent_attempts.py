@@ -1,0 +1,177 @@
+"""The attempts that a chat model's own client makes of one call of an agent: each is held, or not sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from forms_server import FormsServer
+from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
+from langchain_openai import ChatOpenAI
+
+import viaticum
+from viaticum.agents.instrumentation.scope import BudgetScope
+from viaticum.agents.integrations.middleware import BudgetMiddleware, OnCap
+from viaticum.budgets import Ledger
+from viaticum.errors import BudgetExceeded
+
+TIMEOUT = 1.0  # seconds, of the client
+ASK: Any = {"messages": [{"role": "user", "content": "2+2?"}]}
+PRICES = {"small": ("1", "2")}
+LIMIT = 256  # new tokens of a call
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK waits up to some seconds between two attempts."""
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_: 0.0)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger("memory:") as ledger:
+        yield ledger
+        assert ledger.check() == []
+
+
+def agent_of(server: FormsServer, budget: BudgetMiddleware, **settings: Any) -> Any:
+    given: dict[str, Any] = {"max_retries": 3, "timeout": TIMEOUT, "stream_usage": True, **settings}
+    model = ChatOpenAI(model="small", base_url=f"{server.url}/v1", api_key="k", **given)  # type: ignore[arg-type]
+    return create_agent(model, middleware=[budget])
+
+
+async def ask_async(server: FormsServer, budget: BudgetMiddleware) -> None:
+    async with httpx.AsyncClient(timeout=TIMEOUT) as http:
+        await agent_of(server, budget, http_async_client=http).ainvoke(ASK)
+
+
+def middleware(ledger: Ledger, limit: str = "1", on_cap: OnCap = "stop") -> BudgetMiddleware:
+    return BudgetMiddleware(
+        limit, prices=PRICES, ledger=ledger, budget_name="b", max_tokens=LIMIT, on_cap=on_cap
+    )
+
+
+def states(ledger: Ledger) -> list[tuple[str, bool]]:
+    """The state of each hold, and whether all of it was charged."""
+    found = []
+    for hold in ledger.holds():
+        posts = [entry for entry in ledger.entries(key=hold.key) if entry.kind == "post"]
+        found.append((hold.state, [post.nanousd for post in posts] == [hold.held_nanousd]))
+    return found
+
+
+LOST, ANSWERED, FREE = ("posted", True), ("posted", False), ("void", False)
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ([], [ANSWERED]),
+        (["stall"], [LOST, ANSWERED]),
+        (["drop"], [LOST, ANSWERED]),
+        ([503, 429], [ANSWERED]),
+        (["stall", 503, "drop"], [LOST, LOST, ANSWERED]),
+    ],
+)
+def test_each_attempt_that_may_have_been_charged_is_held(
+    server: FormsServer, ledger: Ledger, way: str, script: list[Any], expected: list[Any]
+) -> None:
+    server.script = list(script)
+    budget = middleware(ledger)
+    if way == "sync":
+        agent_of(server, budget).invoke(ASK)
+    else:
+        asyncio.run(ask_async(server, budget))
+    assert len(server.calls) == len(script) + 1
+    assert states(ledger) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"), [([], [ANSWERED]), (["stall"], [LOST, ANSWERED]), ([503], [ANSWERED])]
+)
+def test_streams_are_held_by_attempt(
+    server: FormsServer, ledger: Ledger, script: list[Any], expected: list[Any]
+) -> None:
+    server.script = list(script)
+    list(agent_of(server, middleware(ledger)).stream(ASK, stream_mode="messages"))
+    assert len(server.calls) == len(script) + 1
+    assert states(ledger) == expected
+
+
+def test_a_stream_that_breaks_is_charged(server: FormsServer, ledger: Ledger) -> None:
+    server.script = ["drop"]
+    with pytest.raises(httpx.RemoteProtocolError):
+        list(agent_of(server, middleware(ledger)).stream(ASK, stream_mode="messages"))
+    assert states(ledger) == [LOST]
+
+
+def test_attempts_that_are_all_lost_are_all_charged(server: FormsServer, ledger: Ledger) -> None:
+    server.script = ["drop", "stall", "drop"]
+    with pytest.raises(openai.APIConnectionError):
+        agent_of(server, middleware(ledger), max_retries=2).invoke(ASK)
+    assert states(ledger) == [LOST] * 3
+
+
+def test_attempts_that_are_all_refused_cost_nothing(server: FormsServer, ledger: Ledger) -> None:
+    server.script = [503] * 3
+    with pytest.raises(openai.InternalServerError):
+        agent_of(server, middleware(ledger), max_retries=2).invoke(ASK)
+    assert states(ledger) == [FREE]
+
+
+@pytest.mark.parametrize("on_cap", ["stop", "finish"])
+def test_an_attempt_that_cannot_be_paid_is_not_sent(
+    server: FormsServer, ledger: Ledger, on_cap: OnCap
+) -> None:
+    server.script = ["stall"] * 3
+    agent = agent_of(server, middleware(ledger, "0.0009", on_cap))  # one call is held at 0.0006
+    if on_cap == "stop":
+        with pytest.raises(BudgetExceeded, match="left"):
+            agent.invoke(ASK)
+    else:
+        assert "budget" in agent.invoke(ASK)["messages"][-1].text
+    assert len(server.calls) == 1
+    assert states(ledger) == [LOST]
+    assert ledger.budget("b").held_nanousd == 0
+
+
+class Spending(AgentMiddleware[Any, Any, Any]):
+    """Makes the model's calls in a budget of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budgets: list[BudgetScope] = []
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        with viaticum.budget("1", prices=PRICES) as budget:
+            self.budgets.append(budget)
+            return handler(request)
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_a_budget_may_be_opened_around_an_attempt(
+    server: FormsServer, ledger: Ledger, is_inside: bool
+) -> None:
+    spending = Spending()
+    model = ChatOpenAI(model="small", base_url=f"{server.url}/v1", api_key="k")  # type: ignore[arg-type]
+    agent = create_agent(model, middleware=[middleware(ledger), spending])
+    with viaticum.budget("2", prices=PRICES) if is_inside else nullcontext():
+        agent.invoke(ASK)
+    assert spending.budgets[0].left().posted_nanousd > 0
+    assert states(ledger) == [ANSWERED]
+
+
+def test_a_budget_around_an_agent_holds_its_attempts_too(server: FormsServer, ledger: Ledger) -> None:
+    server.script = ["stall"]
+    with viaticum.budget("2", prices=PRICES) as around:
+        agent_of(server, middleware(ledger)).invoke(ASK)
+    assert states(ledger) == [LOST, ANSWERED]
+    assert around.calls.total() == 2
+    assert around.left().held_nanousd == 0
