@@ -5,25 +5,23 @@ are ready at the same time. All other rows, and those whose one call gave no ans
 Both paths use the same key for a call, job + row + number of the call, so that after a kill a call that was
 paid for is found and not paid twice.
 
-Leaves out planning (`agents.batch.planning`), files (`agents.batch.input`, `agents.batch.output`) and where
-it runs (`agents.batch.engines`).
+Leaves out planning (`agents.batch.planning`), files (`agents.batch.input`, `agents.batch.output`), the
+threads (`agents.batch.step_threads`) and where it runs (`agents.batch.engines`).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from viaticum.agents.batch.cache import CachedAnswer, as_cached
 from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.results import BATCH_TAG, CallResult, build_row, paid_calls
+from viaticum.agents.batch.step_threads import StepThreads
 from viaticum.agents.batch.steps import (
     CONCURRENCY,
     DRAIN_SECONDS,
@@ -64,9 +62,6 @@ from viaticum.types import Completion, Pair, Row
 
 __all__ = ["CONCURRENCY", "DRAIN_SECONDS", "FATAL", "RowTools", "process_rows"]
 
-AHEAD_SECONDS = 0.1  # of work that is reserved before a thread is free for it
-MAX_AHEAD = 2048  # rows
-GROUP_SECONDS = 0.01  # of quick calls that one thread makes one after the other
 BATCH_ROWS = 512  # rows that are reserved for, or settled, in one transaction, at most
 # Errors that concern all rows; they end the job.
 FATAL = (
@@ -115,14 +110,10 @@ class _Executor:
         self.tools, self.ledger = tools, tools.resources.ledger
         self.steps = RowSteps(tools)
         self._running = 0
-        self._capacity = tools.concurrency
-        self._seconds = 1.0  # of a call, moving average
         self._waiting_for_budget: deque[Task] = deque()
         self._retries: list[tuple[float, Task]] = []
         self._in_flight: dict[str, list[Task]] = {}  # tasks that wait for the same call of another row
-        self._submitted: SimpleQueue[tuple[Callable[[Task], Any], list[Task]] | None] = SimpleQueue()
-        self._ended: SimpleQueue[list[tuple[Task, Any]]] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._threads = StepThreads(tools.concurrency, lambda: not self._waiting_for_budget)
         self._prices: dict[tuple[str, ...], Mapping[str, Price]] = {}
         self._labels: dict[str, frozenset[str]] = {}
         self._fatal: BaseException | None = None
@@ -141,9 +132,9 @@ class _Executor:
                 more
                 and not self._stopping()
                 and not self._waiting_for_budget
-                and self._running < self._capacity
+                and (room := self._threads.capacity - self._running) > 0
             ):
-                block = list(itertools.islice(source, min(BATCH_ROWS, self._capacity - self._running)))
+                block = list(itertools.islice(source, min(BATCH_ROWS, room)))
                 more = bool(block)
                 yield from self._start([Task(each) for each in block if each is not None])
                 if None in block:
@@ -164,8 +155,7 @@ class _Executor:
 
     def close(self) -> None:
         self.steps.cancelled.set()
-        for _ in self._threads:
-            self._submitted.put(None)
+        self._threads.close()
 
     def _stopping(self) -> bool:
         """Whether no row is started any more.
@@ -288,7 +278,7 @@ class _Executor:
                 started.append(task)
             else:
                 yield from self._handle_error(task, hold)
-        group_size = max(1, min(BATCH_ROWS, int(GROUP_SECONDS / max(self._seconds, 1e-5))))
+        group_size = min(BATCH_ROWS, self._threads.group_size)
         for start in range(0, len(started), group_size):
             self._submit(self.steps.write, started[start : start + group_size])
 
@@ -322,13 +312,9 @@ class _Executor:
 
     def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Settle the steps that have ended, at least one, together; retry tasks that wait for budget."""
-        try:
-            ended = self._ended.get(timeout=0.05 if self._retries or self._stopping() else 0.5)
-        except Empty:
+        ended = self._threads.ended(0.05 if self._retries or self._stopping() else 0.5, BATCH_ROWS)
+        if not ended:
             return
-        with suppress(Empty):
-            while len(ended) < BATCH_ROWS:
-                ended += self._ended.get_nowait()
         written: list[tuple[Task, Completion]] = []
         for task, outcome in ended:
             if isinstance(outcome, Completion):
@@ -407,7 +393,7 @@ class _Executor:
             self._running -= 1
         elif isinstance(error, BudgetExceeded):
             self._running -= 1
-            self._capacity = self.tools.concurrency
+            self._threads.capacity = self.tools.concurrency
             self._waiting_for_budget.append(task)
         elif isinstance(error, FATAL) or not isinstance(error, Exception):
             self._running -= 1
@@ -456,33 +442,7 @@ class _Executor:
         return task.planned, row
 
     def _submit(self, step: Callable[[Task], Any], tasks: list[Task]) -> None:
-        if len(self._threads) < min(self.tools.concurrency, self._running):
-            thread = threading.Thread(target=self._run_thread, name="viaticum-batch", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._submitted.put((step, tasks))
-
-    # --- threads ----------------------------------------------------------------------------------
-
-    def _run_thread(self) -> None:
-        while (item := self._submitted.get()) is not None:
-            step, tasks = item
-            ended: list[tuple[Task, Any]] = []
-            began = time.perf_counter()
-            for task in tasks:
-                try:
-                    ended.append((task, step(task)))
-                except BaseException as error:
-                    ended.append((task, error))
-            self._update_call_seconds((time.perf_counter() - began) / len(tasks))
-            self._ended.put(ended)
-
-    def _update_call_seconds(self, seconds: float) -> None:
-        self._seconds += (
-            0.1 * (seconds - self._seconds) if seconds > self._seconds else 0.5 * (seconds - self._seconds)
-        )
-        ahead = int(AHEAD_SECONDS * self.tools.concurrency / max(self._seconds, 1e-5))
-        self._capacity = self.tools.concurrency + (0 if self._waiting_for_budget else min(MAX_AHEAD, ahead))
+        self._threads.submit(step, tasks, self._running)
 
 
 def _runs_here(task: Task) -> bool:

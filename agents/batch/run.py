@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -37,7 +36,8 @@ from viaticum.agents.batch.folder import (
     prepare_folder,
     without_plan,
 )
-from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates, survey
+from viaticum.agents.batch.input import BatchRow, Input, Survey, survey
+from viaticum.agents.batch.job_rows import JobRows
 from viaticum.agents.batch.output import RowJournal, format_for, write_results
 from viaticum.agents.batch.plan_times import PlanTimes
 from viaticum.agents.batch.planned_rows import PlannedRow
@@ -55,7 +55,6 @@ from viaticum.agents.batch.start import (
     check_rows,
     describe,
     earlier_job,
-    input_changed,
     open_job_resources,
     without_old_objects,
 )
@@ -137,7 +136,8 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
         config = WorkerConfig(
             settings.ledger_address, scope, workflow, settings.concurrency, settings.keep_texts
         )
-        run = _Run(input_file, folder, job, rows, configure(config), settings, new=before is None)
+        input_rows = JobRows(input_file, job.fingerprint["input"], found.duplicates)
+        run = _Run(input_rows, folder, job, rows, configure(config), settings, new=before is None)
         return run.run(stack, found)
 
 
@@ -146,7 +146,7 @@ class _Run:
 
     def __init__(
         self,
-        input_file: Input,
+        input_rows: JobRows,
         folder: Path,
         job: Job,
         rows: RowTools,
@@ -155,7 +155,7 @@ class _Run:
         *,
         new: bool,
     ) -> None:
-        self.input_file, self.folder, self.job, self.rows = input_file, folder, job, rows
+        self.input, self.folder, self.job, self.rows = input_rows, folder, job, rows
         self.process, self.settings, self.new = process, settings, new
         self.out = Path(job.results)
         self.ledger = rows.resources.ledger
@@ -164,11 +164,6 @@ class _Run:
         self.deferral = Deferral(tools.catalogue, tools.model, settings.deadline, self._elapsed)
         self._past_deadline = False
         self._why: dict[str, int] = {}  # reasons of skipped rows, with how many rows each has
-        self._seen: tuple[int, ...] | None = (
-            None  # the input's state when it was last compared with the job's
-        )
-        self._changed = False  # whether it was another one then
-        self._duplicates: dict[int, str] = {}
         self._failure: Exception | None = None  # of planning, or of a provider's batch
         self._direct: deque[PlannedRow] = deque()  # were left to a batch, and are asked now instead
         self._committed = 0  # nano-dollars held for rows that wait, and are not of this pass
@@ -176,7 +171,6 @@ class _Run:
     def run(self, stack: ExitStack, found: Survey) -> BatchEnd:
         """Run the job to its end. stack: closes what is opened here; found: of the input."""
         tell = self.settings.tell
-        self._duplicates = found.duplicates
         planner = self._planner()
         own, given, catalogue = self.folder / CACHE, self.settings.cache, self.rows.resources.catalogue
         shared = stack.enter_context(Cache(given, catalogue)) if given is not None else None
@@ -190,7 +184,7 @@ class _Run:
         stack.callback(journal.close)
         sampler = open_sampler(self.settings, self.rows.resources, self.folder, stack)
         self.rows = replace(self.rows, cache=shared or stack.enter_context(Cache(own, catalogue)))
-        self.deferred = DeferredRows(self.rows, self.folder, self.deferral, self._rows_by_number)
+        self.deferred = DeferredRows(self.rows, self.folder, self.deferral, self.input.numbered)
         stack.callback(self.deferred.close)
         self.progress = Progress(
             tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
@@ -272,15 +266,14 @@ class _Run:
             number: of the pass, from 0.
         """
         if number or journal.counts.done or self.deferred.count:
-            found = survey(self._usable_rows(), self._is_in_work(journal), SAMPLE, seed=number)
+            found = survey(iter(self.input), self._is_in_work(journal), SAMPLE, seed=number)
         if not found.pending:
             return False
         self.deferred.begin_pass()
         self._committed = self.deferred.committed_nanousd()
         planner.begin(found.sample, found.pending)
         before, self._why = journal.counts.done, self._pass(journal, planner)
-        if self._has_changed():
-            raise input_changed(self.input_file.path)
+        self.input.check()
         left = bool(self._why) or self.deferred.left_over > 0
         return left and journal.counts.done > before and not self._past_deadline and self._unspent() > 0
 
@@ -347,7 +340,7 @@ class _Run:
         try:
             if self.deferred.is_due:
                 self._send(planner, all_money=False)
-            if self.deferred.is_look_due and not self._has_changed() and self.deferred.look():
+            if self.deferred.is_look_due and not self.input.has_changed() and self.deferred.look():
                 self._committed = self.deferred.committed_nanousd()
         except Exception as error:  # of whatever kind: calls that run are not to be lost
             self._failure = error
@@ -358,7 +351,7 @@ class _Run:
         """Finish the rows whose answers came in batches, and are paid for."""
         if not (settled := set(self.deferred.settled)):
             return
-        planned = (self._settled_row(row, planner) for row in self._rows_by_number(settled))
+        planned = (self._settled_row(row, planner) for row in self.input.numbered(settled))
         for _, row in self._process(planned, planner):
             if row.state != "skipped":
                 journal.write(row)
@@ -369,13 +362,6 @@ class _Run:
         plan, policy = self.deferred.plan_of(row)
         factor = self.deferral.price_share(plan.pairs[0].model)
         return planner.answered_in_batch(row, plan, policy, factor)
-
-    def _rows_by_number(self, numbers: set[int]) -> Iterator[BatchRow]:
-        if numbers and self._has_changed():
-            raise input_changed(self.input_file.path)
-        last = max(numbers, default=-1)
-        before = takewhile(lambda row: row.number <= last, self._usable_rows())
-        return (row for row in before if row.number in numbers)
 
     def _wait(self) -> bool:
         """Wait until a batch is collected; False where the job is told to end, or not to wait."""
@@ -390,24 +376,13 @@ class _Run:
 
     # --- rows -------------------------------------------------------------------------------------
 
-    def _usable_rows(self) -> Iterator[BatchRow]:
-        return (row for row in mark_duplicates(self.input_file.rows(), self._duplicates))
-
     def _pending(self, journal: RowJournal) -> Iterator[BatchRow]:
         is_in_work, waiting = self._is_in_work(journal), self.deferred.waiting
-        for row in self._usable_rows():
-            if self._has_changed():
+        for row in self.input:
+            if self.input.has_changed():
                 return  # rows that run end; `_work` then raises the error
             if not row.problem and row.number not in waiting and not is_in_work(row.number):
                 yield row
-
-    def _has_changed(self) -> bool:
-        """Whether the input is another than the job began with."""
-        state = self.input_file.state()
-        if state != self._seen:
-            self._changed = self.input_file.digest() != self.job.fingerprint["input"]
-            self._seen = state
-        return self._changed
 
     def _until_deadline(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
         """Planned rows until the deadline: a block is planned long before its last row is started.
@@ -428,7 +403,7 @@ class _Run:
     def _skip_bad_rows(self, journal: RowJournal, found: Survey) -> None:
         if not found.bad:
             return
-        for row in self._usable_rows():
+        for row in self.input:
             if row.problem and not journal.is_done(row.number):
                 journal.write(build_row(without_plan(row), "skipped", row.problem))
 
@@ -442,7 +417,7 @@ class _Run:
             reason = "the job was cancelled"
         elif self._past_deadline:
             reason = f"the deadline of {self.job.deadline_seconds:g} seconds passed"
-        for row in self._usable_rows():
+        for row in self.input:
             if not journal.is_done(row.number):
                 journal.write(build_row(without_plan(row), "skipped", reason))
                 self.progress.report_if_due()
@@ -455,15 +430,15 @@ class _Run:
     def _finish(self, journal: RowJournal, ending: JobEnd) -> None:
         journal.sync()
         if ending not in GOES_ON:
-            kind = format_for(self.out, self.input_file.format)
-            write_results(self.out, kind, journal.in_order(), self.job.budget, self.input_file)
+            kind = format_for(self.out, self.input.file.format)
+            write_results(self.out, kind, journal.in_order(), self.job.budget, self.input.file)
         self.job = replace(self.job, ending=ending, ended=now())
         self._save()
 
     def _ask_again(self, journal: RowJournal, sampler: ShadowSampler) -> None:
         """Ask a share of the rows again of one model. The results are written by now."""
         self.settings.tell({"event": "shadow", "model": sampler.sampling.model})
-        rows = self._usable_rows()
+        rows = iter(self.input)
         sampled = sampled_rows(self.job.budget, self.job.policy, rows, journal.in_order(), sampler)
         ask_again(sampled, sampler, lambda: self.rows.stop.is_set() or self._is_late())
 

@@ -117,13 +117,6 @@ def check_budget_suffices(
         )
 
 
-def input_changed(path: Path) -> InputError:
-    return InputError(
-        f"{path} changed while the job ran; what was answered until then is "
-        "kept. Put it back as it was and go on with --resume, or start over with --force"
-    )
-
-
 def check_nothing_waits(folder: Path) -> None:
     """Raises `InputError` where a job that would be removed has batches at a provider."""
     if left := [batch.id or batch.name for batch in batches_left(folder)]:

@@ -22,6 +22,7 @@ import viaticum.agents.batch.deferred as deferred
 import viaticum.agents.batch.executor as executor
 import viaticum.agents.batch.provider_batches as provider_batches
 import viaticum.agents.batch.run as run
+import viaticum.agents.batch.step_threads as step_threads
 from viaticum.agents.batch import job_folder, preview_batch
 from viaticum.agents.batch.batch_records import BatchJournal, ProviderBatch
 from viaticum.agents.batch.deferred import DeferredRows
@@ -348,7 +349,7 @@ def test_batches_are_sent_and_collected_while_one_row_runs(
 ) -> None:
     """All calls that may be made at once are being made, and none ends: nothing further is planned."""
     monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
-    monkeypatch.setattr(executor, "AHEAD_SECONDS", 0.0)
+    monkeypatch.setattr(step_threads, "AHEAD_SECONDS", 0.0)
     collects = "GET /v1/files/file_output-*/content"
     server.may_answer = lambda: collects in server.log
     assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
@@ -391,7 +392,7 @@ def test_calls_under_way_are_settled_when_a_batch_cannot_be_written_down(
 ) -> None:
     """An error of the system, while one row runs: its call is in the ledger, and is not made again."""
     monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
-    monkeypatch.setattr(executor, "AHEAD_SECONDS", 0.0)
+    monkeypatch.setattr(step_threads, "AHEAD_SECONDS", 0.0)
     collects = "GET /v1/files/file_output-*/content"
     failed = threading.Event()
     written = BatchJournal.collected
@@ -423,7 +424,7 @@ def test_no_batch_is_sent_once_the_job_has_to_end(
 ) -> None:
     """A direct call meets a wrong key while another one runs: rows that wait are left to the next run."""
     monkeypatch.setattr(deferred, "SEND_SECONDS", 1e9)
-    monkeypatch.setattr(executor, "AHEAD_SECONDS", 0.0)
+    monkeypatch.setattr(step_threads, "AHEAD_SECONDS", 0.0)
 
     stopping = executor._Executor._stopping
 
