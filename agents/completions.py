@@ -402,6 +402,8 @@ def _solve(
                 settled = False
             elif isinstance(event, CallSettled):
                 settled = started
+    except Exception:  # it ended the stream
+        raise
     except BaseException:  # the reader left, or an interrupt came while the stream waited
         token.close()
         with suppress(CallerGone, ViaticumError):
