@@ -46,8 +46,9 @@ class MemoryRows(Rows):
 
     def _take(self, table: dict[K, V], key: K) -> None:
         if key in table:
-            before = table.pop(key)
+            before = table[key]
             self.undo.append(lambda: table.__setitem__(key, before))
+            del table[key]
 
     def scopes(self, root: str | None = None) -> list[Scope]:
         return [

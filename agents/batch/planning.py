@@ -286,7 +286,7 @@ class RowPlanner:
             number = self._plan_index.get(each.plan)
             if number is None or (single and len(each.plan.pairs) > 1):
                 continue
-            asked = each.plan.pairs[: each.plan.need if len(each.plan.pairs) > 1 else 1]
+            asked = each.plan.pairs[: max(2, each.plan.need)]  # at least; a check is a call too
             seconds = self.estimates.times.seconds(asked, table)
             estimates[:, number] = each.accuracy, each.cost_p50, each.cost_p90, seconds
             means[number] = math.nan if each.cost_mean is None else each.cost_mean

@@ -24,7 +24,12 @@ from viaticum.agents.batch.results import (
     read_row,
     row_from_workflow,
 )
-from viaticum.agents.workflow.call_streams import check_deadline, settle_on_failure, timed_out
+from viaticum.agents.workflow.call_streams import (
+    check_budget,
+    check_deadline,
+    settle_on_failure,
+    timed_out,
+)
 from viaticum.agents.workflow.calls import ModelCall
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.failover import FAILOVER, Failure, may_ask
@@ -153,6 +158,7 @@ class RowSteps:
                 if limit is not None and time.monotonic() - began > limit:
                     raise timed_out(call.model, limit)
                 check_deadline(pieces, deadline, call.model)
+                check_budget(pieces, self.ledger, self.tools.resources.budget)
         raise AssertionError("a stream ends with its completion")
 
     def _deadline(self, task: Task) -> Deadline | None:

@@ -7,13 +7,14 @@ each further attempt has a hold of its own. Seen are those of the libraries that
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from viaticum.agents.instrumentation import context
 from viaticum.agents.instrumentation.context import Payer
-from viaticum.agents.instrumentation.joint import JointPayer
+from viaticum.agents.instrumentation.joint import JointHold, JointPayer
 from viaticum.agents.instrumentation.requests import ModelCall
 from viaticum.budgets import Ledger
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, MissingExtra
@@ -51,6 +52,13 @@ class Attempts:
         self._ledger, self._reserve = ledger, reserve
         self.key, self.is_lost = key, False
         self.refusal: BudgetExceeded | BudgetClosed | None = None
+        self._is_over = False
+        self._lock = threading.Lock()  # a call that was left at its deadline goes on in a thread of its own
+
+    def end(self) -> None:
+        """Let no further attempt be sent: nobody would settle it, and nobody waits for its answer."""
+        with self._lock:
+            self._is_over = True
 
     def inside(self, *, is_met: bool) -> AbstractContextManager[None]:
         """The context of the call. is_met: what `install` returned."""
@@ -63,17 +71,23 @@ class Attempts:
         """The first attempt, or one after an answer, is held already."""
         if call.limit is None:
             raise InputError("a call without a limit is none that was held")
-        if self.is_lost:
-            key = f"agent-{uuid.uuid4().hex}"
-            self._ledger.settle(self.key, None)
-            try:
-                self._reserve(key)
-            except (BudgetExceeded, BudgetClosed) as error:
-                self.refusal = error
-                raise
-            self.key, self.is_lost = key, False
-            self._ledger.dispatch(key)
+        with self._lock:
+            if self._is_over:
+                raise BudgetClosed("this call of an agent has ended; a further attempt of it is not sent")
+            if self.is_lost:
+                self._hold_anew()
         return Attempt(self, call, call.limit)
+
+    def _hold_anew(self) -> None:
+        key = f"agent-{uuid.uuid4().hex}"
+        self._ledger.settle(self.key, None)
+        try:
+            self._reserve(key)
+        except (BudgetExceeded, BudgetClosed) as error:
+            self.refusal = error
+            raise
+        self.key, self.is_lost = key, False
+        self._ledger.dispatch(key)
 
     def reserve_amount(self, tool: str, amount: int) -> Callable[[int | None], None]:
         """A model calls no priced tools."""
@@ -93,6 +107,10 @@ class _Both(JointPayer):
     def __init__(self, outer: Payer, attempts: Attempts) -> None:
         super().__init__(outer, attempts)
         self.around = outer
+
+    def reserve(self, call: ModelCall) -> JointHold:
+        """As the budget around does; attempts lower no limit, so that they are not asked first."""
+        return self._reserve(call, *self._both)
 
 
 class Attempt:

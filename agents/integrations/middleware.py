@@ -287,7 +287,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         """End the hold of a call that failed. Its error, or what is done in its place where the time was over
         or a further attempt of its client did not fit.
         """
-        if attempts.refusal is not None:
+        attempts.end()
+        if attempts.refusal is not None and isinstance(error, Exception):  # and no interrupt after it
             return self._without_attempt(request, held, attempts.refusal)
         is_late = isinstance(error, DeadlineExceeded) and self.on_cap != "stop"
         if not is_late:

@@ -20,11 +20,14 @@ from openai_server import OpenAIServer, spec_for
 from viaticum_server import RunningServer, chat_body, serving, wait_until
 
 from viaticum import Allowance, ChatViaticum, FakeRouter, ScriptedModel, Viaticum
+from viaticum.agents.batch.folder import job_folder
+from viaticum.agents.batch.run import run_batch
 from viaticum.agents.integrations.litellm_provider import register
 from viaticum.agents.workflow.calls import Calls
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetClosed, ProviderTimeout
+from viaticum.jobs import Job
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
 from viaticum.types import Message, ThinkingDelta
@@ -144,6 +147,31 @@ def test_a_question_that_waits_is_not_asked_again_once_its_budget_is_paused(
             answer.result(SOON)
     assert len(server.requests) == 1
     assert [hold.state for hold in client.ledger.holds()] == ["void"]
+
+
+def test_a_row_of_a_batch_that_waits_is_not_asked_once_its_budget_is_paused(
+    server: OpenAIServer, tmp_path: Path
+) -> None:
+    server.script = [(503, {"retry-after": "30"}, "later")]
+    source, out, address = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "ledger.db"
+    source.write_text('{"question": "hello"}\n')
+    with Ledger(address) as ledger, ThreadPoolExecutor(1) as pool:
+        job = pool.submit(
+            run_batch,
+            source,
+            out,
+            budget="1",
+            ledger=address,
+            catalogue=Catalogue([spec_for(server)]),
+            model="far",
+            strategy="direct",
+        )
+        wait_until(lambda: bool(server.requests) and not server.script)
+        ledger.pause(Job.load(job_folder(out)).budget)
+        with pytest.raises(BudgetClosed, match="paused"):
+            job.result(SOON)
+        assert [hold.state for hold in ledger.holds()] == ["void"]
+    assert len(server.requests) == 1
 
 
 # Coroutines that are cancelled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -17,9 +18,10 @@ from langchain_openai import ChatOpenAI
 
 import viaticum
 from viaticum.agents.instrumentation.scope import BudgetScope
+from viaticum.agents.integrations.call_attempts import Attempts, install
 from viaticum.agents.integrations.middleware import BudgetMiddleware, OnCap
 from viaticum.budgets import Ledger
-from viaticum.errors import BudgetExceeded
+from viaticum.errors import BudgetExceeded, DeadlineExceeded
 
 TIMEOUT = 1.0  # seconds, of the client
 ASK: Any = {"messages": [{"role": "user", "content": "2+2?"}]}
@@ -175,3 +177,61 @@ def test_a_budget_around_an_agent_holds_its_attempts_too(server: FormsServer, le
     assert states(ledger) == [LOST, ANSWERED]
     assert around.calls.total() == 2
     assert around.left().held_nanousd == 0
+
+
+def test_a_call_that_was_left_at_its_deadline_is_not_sent_again(server: FormsServer, ledger: Ledger) -> None:
+    server.script = ["stall"] * 4
+    budget = BudgetMiddleware(
+        "1", prices=PRICES, ledger=ledger, budget_name="b", max_tokens=LIMIT, on_cap="stop", max_seconds=0.5
+    )
+    with pytest.raises(DeadlineExceeded):
+        agent_of(server, budget).invoke(ASK)
+    for thread in threading.enumerate():
+        if thread.name == "viaticum-agent-call":
+            thread.join(60.0)
+            assert not thread.is_alive()
+    assert len(server.calls) <= 1
+    assert states(ledger) == [LOST]
+    assert ledger.budget("b").held_nanousd == 0
+
+
+class Interrupted(AgentMiddleware[Any, Any, Any]):
+    """Ctrl-C after an attempt that was not sent."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        try:
+            return handler(request)
+        except openai.APIStatusError:
+            raise KeyboardInterrupt from None
+
+
+def test_an_interrupt_after_an_attempt_that_does_not_fit_ends_the_agent(
+    server: FormsServer, ledger: Ledger
+) -> None:
+    server.script = ["stall"] * 3
+    model = ChatOpenAI(
+        model="small",
+        base_url=f"{server.url}/v1",
+        api_key="k",  # type: ignore[arg-type]
+        max_retries=3,
+        timeout=TIMEOUT,
+    )
+    agent = create_agent(model, middleware=[middleware(ledger, "0.0009", "finish"), Interrupted()])
+    with pytest.raises(KeyboardInterrupt):
+        agent.invoke(ASK)
+    assert states(ledger) == [LOST]
+    assert ledger.budget("b").held_nanousd == 0
+
+
+def test_a_call_without_a_limit_that_the_budget_around_refuses_is_not_sent(
+    server: FormsServer, ledger: Ledger
+) -> None:
+    attempts = Attempts(ledger, "k", lambda key: None)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k")
+    with (
+        viaticum.budget("0.000001", prices=PRICES, unheld="allow"),
+        attempts.inside(is_met=install()),
+        pytest.raises(openai.APIStatusError, match="budget"),
+    ):
+        client.chat.completions.create(model="small", messages=ASK["messages"])
+    assert server.calls == []

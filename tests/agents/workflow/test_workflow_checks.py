@@ -19,7 +19,7 @@ from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.state import RowAllowance
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.commands.router_inputs import read_matrix
-from viaticum.errors import InputError, RateLimited
+from viaticum.errors import InputError, ProviderUnavailable, RateLimited
 from viaticum.models.base import Generation
 from viaticum.outcomes import read_outcomes, write_outcomes
 from viaticum.routers.query import Plan, PlanRow, QueryRouter
@@ -64,6 +64,15 @@ class LimitedModel(ScriptedModel):
         self.calls += 1
         raise RateLimited("too many requests")
         yield ""
+
+
+class BreakingModel(ScriptedModel):
+    """Its connection breaks after some text."""
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        self.calls += 1
+        yield "Let me see: "
+        raise ProviderUnavailable("the connection broke")
 
 
 def catalogue() -> Catalogue:
@@ -314,3 +323,13 @@ def test_a_row_that_goes_on_pays_nothing_twice_where_its_check_could_not_be_paid
         assert float(values["value"]) == 5
         assert values["cost"] == paid
         assert [route["pair"] for route in values["routes"]] == [str(SMALL), str(BIG)]
+
+
+def test_a_verdict_that_breaks_off_is_no_yes_where_shown_text_cannot_be_taken_back(tmp_path: Path) -> None:
+    """None of the verdict's text was shown."""
+    texts = ("The answer is 4.", BreakingModel("judge", ""), "The answer is 5.")
+    client, models = ask(tmp_path, texts, tries=1)
+    with client:
+        answer = client.derive(can_restart=False).solve("What is 2 + 3?", kind="number")
+    assert float(answer.value or 0) == 5
+    assert [models[name].calls for name in NAMES] == [1, 1, 1]
