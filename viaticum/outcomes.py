@@ -157,12 +157,15 @@ def parse_outcome(row: Mapping[str, Any], source: str) -> Outcome:
     if missing:
         raise DataError(f"{source}: missing {', '.join(missing)}; an outcome needs {', '.join(REQUIRED)}")
     finish, answer = row.get("finish_reason"), row.get("answer")
+    strategy = str(row["strategy"])
+    if strategy.startswith(VERDICT) and "+" not in strategy:
+        raise DataError(f"{source}: strategy {strategy!r} names no pair; write {VERDICT}model+strategy")
     return Outcome(
         str(row["dataset"]),
         str(row["question_id"]),
         str(row.get("question") or ""),
         str(row["model"]),
-        str(row["strategy"]),
+        strategy,
         None if answer is None else str(answer),
         parse_truth(row["correct"], f"{source}: correct"),
         _count(row, "input_tokens", source),

@@ -23,7 +23,7 @@ from viaticum.agents.integrations.middleware import BudgetMiddleware, OnCap
 from viaticum.budgets import Ledger
 from viaticum.errors import BudgetExceeded, DeadlineExceeded
 
-TIMEOUT = 1.0  # seconds, of the client
+TIMEOUT = 3.0  # seconds, of the client; each lost attempt takes them
 ASK: Any = {"messages": [{"role": "user", "content": "2+2?"}]}
 PRICES = {"small": ("1", "2")}
 LIMIT = 256  # new tokens of a call

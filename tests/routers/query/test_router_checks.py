@@ -226,3 +226,11 @@ def test_verdicts_with_holes_and_on_other_answers() -> None:
     prices = {pair.model: (1.0, 1.0) for pair in PAIRS}
     with pytest.raises(InputError, match="judge"):
         OutcomeMatrix.from_outcomes(rows, prices, verdicts=said)
+
+
+def test_a_verdict_on_no_pair_is_told_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "known.jsonl"
+    row = {"dataset": "d", "question_id": "1", "model": "judge", "strategy": "verify:tiny", "correct": True}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"known\.jsonl.*verify:model\+strategy"):
+        read_outcomes(path)
