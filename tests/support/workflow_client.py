@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from viaticum import Pair, Viaticum
-from viaticum.catalogue import Catalogue
+from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.models.base import Generation, Model
 from viaticum.routers.query import StaticRouter
 from viaticum.types import Completion, Message, RoutingTable, Row, TokenCount, Usage
@@ -32,6 +33,22 @@ class ScriptedModel(Model):
             time.sleep(self.pause)
             yield word + " "
         yield Completion(self.text, Usage({self.name: TokenCount(100, 20)}, 0.1), "stop")
+
+
+def scripted_catalogue(names: Iterable[str], output_price: str = "0.1") -> Catalogue:
+    """Remote entries of these names, a tenth of a dollar for a million tokens of input."""
+    return Catalogue(
+        ModelSpec(
+            name=name,
+            description="scripted",
+            kind="remote",
+            litellm_model=f"openai/{name}",
+            context_length=4096,
+            input_price=Decimal("0.1"),
+            output_price=Decimal(output_price),
+        )
+        for name in names
+    )
 
 
 def row(model: str, accuracy: float, cost: int) -> Row:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic_outcomes import PAIRS, Words, a_question, outcomes
 from typer.testing import CliRunner
-from workflow_client import ScriptedModel
+from workflow_client import ScriptedModel, scripted_catalogue
 
 from viaticum import Viaticum
 from viaticum.agents.batch import run_batch
@@ -27,7 +26,6 @@ from viaticum.agents.workflow.watched_router import (
     read_changes,
 )
 from viaticum.budgets import Ledger
-from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.cli import app
 from viaticum.errors import InputError
 from viaticum.money import Price
@@ -259,25 +257,15 @@ def test_trust_in_its_columns_is_halved(router: RTRRouter) -> None:
         assert float(spread) < 0.6
 
 
-def a_catalogue(names: set[str]) -> Catalogue:
-    return Catalogue(
-        ModelSpec(
-            name=name,
-            description="scripted",
-            kind="remote",
-            litellm_model=f"openai/{name}",
-            context_length=4096,
-            input_price=Decimal("0.1"),
-            output_price=Decimal(40),
-        )
-        for name in sorted(names)
-    )
-
-
 def test_a_client_tags_its_calls_and_says_why(router: RTRRouter, tmp_path: Path) -> None:
     names = {pair.model for pair in PAIRS}
     models = {name: ScriptedModel(name, "The answer is 5.") for name in names}
-    keywords = {"router": router, "models": models, "catalogue": a_catalogue(names), "policy": "cheapest:0"}
+    keywords = {
+        "router": router,
+        "models": models,
+        "catalogue": scripted_catalogue(sorted(names), "40"),
+        "policy": "cheapest:0",
+    }
     query = a_query(5)
     with Viaticum("1", folder=tmp_path, **keywords) as client:  # type: ignore[arg-type]
         assert isinstance(client.router, WatchedRouter)
@@ -314,7 +302,7 @@ def test_a_batch_tags_its_calls_and_keeps_its_router(router: RTRRouter, tmp_path
         budget="1",
         router=router,
         models={name: ScriptedModel(name, "The answer is 5.") for name in names},
-        catalogue=a_catalogue(names),
+        catalogue=scripted_catalogue(sorted(names), "40"),
         ledger=tmp_path / "ledger.db",
         policy="cheapest:0",
     )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from synthetic_outcomes import Words, a_question, outcomes
-from workflow_client import ScriptedModel, row
+from workflow_client import ScriptedModel, row, scripted_catalogue
 
 from viaticum import Viaticum
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.state import RowAllowance
-from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.catalogue import Catalogue
 from viaticum.commands.router_inputs import read_matrix
 from viaticum.errors import InputError, ProviderUnavailable, RateLimited
 from viaticum.models.base import Generation
@@ -75,21 +74,6 @@ class BreakingModel(ScriptedModel):
         raise ProviderUnavailable("the connection broke")
 
 
-def catalogue() -> Catalogue:
-    return Catalogue(
-        ModelSpec(
-            name=name,
-            description="scripted",
-            kind="remote",
-            litellm_model=f"openai/{name}",
-            context_length=4096,
-            input_price=Decimal("0.1"),
-            output_price=Decimal("0.1"),
-        )
-        for name in NAMES
-    )
-
-
 def ask(
     folder: Path, texts: Sequence[str | ScriptedModel], budget: str = "0.01", **settings: Any
 ) -> tuple[Viaticum, dict[str, ScriptedModel]]:
@@ -98,7 +82,12 @@ def ask(
         for name, each in zip(NAMES, texts, strict=True)
     }
     client = Viaticum(
-        budget, folder=folder, router=Checking(), models=dict(models), catalogue=catalogue(), **settings
+        budget,
+        folder=folder,
+        router=Checking(),
+        models=dict(models),
+        catalogue=scripted_catalogue(NAMES),
+        **settings,
     )
     return client, models
 
@@ -239,7 +228,7 @@ def test_feedback_is_about_the_pair_that_answered(tmp_path: Path) -> None:
 
 def test_a_plan_whose_verifier_is_not_here_is_left_out(tmp_path: Path) -> None:
     models: Any = {name: ScriptedModel(name, "The answer is 5.") for name in ("small", "big")}
-    listed = Catalogue(spec for spec in catalogue().values() if spec.name != "judge")
+    listed = Catalogue(spec for spec in scripted_catalogue(NAMES).values() if spec.name != "judge")
     with Viaticum("0.01", folder=tmp_path, router=Checking(), models=models, catalogue=listed) as client:
         assert len(client.solve("What is 2 + 3?", kind="number").routes) == 1
 
@@ -278,7 +267,7 @@ def test_a_router_that_learned_from_verdicts_asks_the_verifier(tmp_path: Path) -
     router = RTRRouter.load(tmp_path / "router", Words())  # type: ignore[arg-type]
     texts = {"tiny": "The answer is 3.", "mid": "The answer is 4.", "judge": WRONG, "big": "The answer is 5."}
     models: Any = {name: ScriptedModel(name, text) for name, text in texts.items()}
-    spec = catalogue()["judge"]
+    spec = scripted_catalogue(NAMES)["judge"]
     listed = Catalogue(spec.model_copy(update={"name": name}) for name in texts)
     settings: dict[str, Any] = {"router": router, "models": models, "catalogue": listed}
     with Viaticum("1", folder=tmp_path, policy="weighted:100", **settings) as client:

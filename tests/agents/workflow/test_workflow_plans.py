@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from workflow_client import ScriptedModel, row
+from workflow_client import ScriptedModel, row, scripted_catalogue
 
 from viaticum import Viaticum
-from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import BudgetExceeded
 from viaticum.outcomes import read_outcomes
 from viaticum.routers.query import Plan, PlanRow, QueryRouter
@@ -32,26 +30,13 @@ class PlannedRow(QueryRouter):
         return [self.row, *super().plans_for(query)]
 
 
-def a_catalogue() -> Catalogue:
-    return Catalogue(
-        ModelSpec(
-            name=name,
-            description="scripted",
-            kind="remote",
-            litellm_model=f"openai/{name}",
-            context_length=4096,
-            input_price=Decimal("0.1"),
-            output_price=Decimal("0.1"),
-        )
-        for name in NAMES
-    )
-
-
 def ask(
     folder: Path, texts: tuple[str, ...], router: QueryRouter, budget: str = "0.01"
 ) -> tuple[Viaticum, dict[str, ScriptedModel]]:
     models = {name: ScriptedModel(name, text) for name, text in zip(NAMES, texts, strict=True)}
-    client = Viaticum(budget, folder=folder, router=router, models=dict(models), catalogue=a_catalogue())
+    client = Viaticum(
+        budget, folder=folder, router=router, models=dict(models), catalogue=scripted_catalogue(NAMES)
+    )
     return client, models
 
 
