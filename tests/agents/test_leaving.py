@@ -102,7 +102,8 @@ def test_a_call_that_is_answered_whole_is_closed_too(server: OpenAIServer, ledge
     assert ledger.budget("b").posted_nanousd > 0
 
 
-def test_a_wait_before_a_retry_is_left_and_costs_nothing(server: OpenAIServer, ledger: Ledger) -> None:
+def waiting_call(server: OpenAIServer, ledger: Ledger) -> Iterator[Any]:
+    """The stream of a call whose first try was refused, and which waits half a minute before the next."""
     server.script = [(503, {"retry-after": "30"}, "later")]
     model = RemoteModel(spec_for(server))
     events = Calls(Catalogue([model.spec]), ledger, lambda _: model).stream(
@@ -110,6 +111,11 @@ def test_a_wait_before_a_retry_is_left_and_costs_nothing(server: OpenAIServer, l
     )
     while not server.requests or server.script:
         assert next(events) == ""
+    return events
+
+
+def test_a_wait_before_a_retry_is_left_and_costs_nothing(server: OpenAIServer, ledger: Ledger) -> None:
+    events = waiting_call(server, ledger)
     assert [next(events) for _ in range(3)] == [""] * 3
     events.close()  # type: ignore[attr-defined]
     assert len(server.requests) == 1
@@ -119,13 +125,7 @@ def test_a_wait_before_a_retry_is_left_and_costs_nothing(server: OpenAIServer, l
 def test_a_call_that_waits_is_not_sent_once_its_budget_is_paused(
     server: OpenAIServer, ledger: Ledger
 ) -> None:
-    server.script = [(503, {"retry-after": "30"}, "later")]
-    model = RemoteModel(spec_for(server))
-    events = Calls(Catalogue([model.spec]), ledger, lambda _: model).stream(
-        "b", "k", "far", CHAT, Generation(9)
-    )
-    while not server.requests or server.script:
-        assert next(events) == ""
+    events = waiting_call(server, ledger)
     assert next(events) == ""
     ledger.pause("b")
     with pytest.raises(BudgetClosed, match="paused"):

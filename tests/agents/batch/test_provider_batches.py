@@ -37,6 +37,7 @@ from viaticum.types import TokenCount
 FORMS = ("openai", "anthropic")
 ROWS = 24
 EVEN = ROWS // 2
+COLLECTS = "GET /v1/files/file_output-*/content"
 
 
 @pytest.fixture(autouse=True)
@@ -337,11 +338,10 @@ def test_batches_are_sent_and_collected_while_other_rows_are_asked(
 ) -> None:
     monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
     server.faults["POST /v1/batches"] = [429]
-    collects = "GET /v1/files/file_output-*/content"
-    server.may_answer = lambda: collects in server.log or server.direct.total() < EVEN // 2
+    server.may_answer = lambda: COLLECTS in server.log or server.direct.total() < EVEN // 2
     assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
     check(folder, server, late=EVEN)
-    assert asked_before(server, collects) < ROWS - EVEN
+    assert asked_before(server, COLLECTS) < ROWS - EVEN
 
 
 def test_batches_are_sent_and_collected_while_one_row_runs(
@@ -350,11 +350,10 @@ def test_batches_are_sent_and_collected_while_one_row_runs(
     """All calls that may be made at once are being made, and none ends: nothing further is planned."""
     monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
     monkeypatch.setattr(step_threads, "AHEAD_SECONDS", 0.0)
-    collects = "GET /v1/files/file_output-*/content"
-    server.may_answer = lambda: collects in server.log
+    server.may_answer = lambda: COLLECTS in server.log
     assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
     check(folder, server, late=EVEN)
-    assert asked_before(server, collects) == 1
+    assert asked_before(server, COLLECTS) == 1
 
 
 def test_a_batch_that_ends_while_rows_of_another_are_finished_is_finished_too(
@@ -393,7 +392,6 @@ def test_calls_under_way_are_settled_when_a_batch_cannot_be_written_down(
     """An error of the system, while one row runs: its call is in the ledger, and is not made again."""
     monkeypatch.setattr(deferred, "SEND_SECONDS", 0.1)
     monkeypatch.setattr(step_threads, "AHEAD_SECONDS", 0.0)
-    collects = "GET /v1/files/file_output-*/content"
     failed = threading.Event()
     written = BatchJournal.collected
 
@@ -411,7 +409,7 @@ def test_calls_under_way_are_settled_when_a_batch_cannot_be_written_down(
         broken.setattr(BatchJournal, "collected", to_a_folder)
         with pytest.raises(OSError, match="provider_batches"):
             run_job(folder, server.url, concurrency=1, deadline=280.0)
-    assert collects in server.log
+    assert COLLECTS in server.log
     asked = {call: count for call, count in server.direct.items() if call[0] == "now"}
     assert asked
     assert run_job(folder, server.url, concurrency=1, deadline=280.0).job.ending == "completed"
