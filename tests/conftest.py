@@ -48,6 +48,21 @@ def close_event_loop(request: pytest.FixtureRequest) -> Iterator[None]:
             policy.set_event_loop(None)
 
 
+_clients: dict[int, object] = {}
+
+
+@pytest.fixture(autouse=True)
+def keep_clients() -> Iterator[None]:
+    """Keep the HTTP clients that LiteLLM's cache drops after ten minutes.
+
+    Nothing closes the socket of a client whose loop has ended: its warning would fail a later test.
+    """
+    yield
+    cache = vars(sys.modules.get("litellm", object)).get("in_memory_llm_clients_cache")
+    if cache is not None:
+        _clients.update((id(client), client) for client in cache.cache_dict.values())
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Run torch on one thread: models this small are slower on more."""

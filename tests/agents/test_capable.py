@@ -230,8 +230,10 @@ def test_a_text_that_was_shown_is_final(client: Viaticum, provider: OpenAIServer
 
 
 def test_the_sdk_of_openai_works_unchanged(provider: OpenAIServer, tmp_path: Path) -> None:
-    with serving(tmp_path, catalogue=catalogue(provider), router=StaticRouter(TABLE)) as server:
-        sdk = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    with (
+        serving(tmp_path, catalogue=catalogue(provider), router=StaticRouter(TABLE)) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="none") as sdk,
+    ):
         chat: Any = {"model": "auto", "messages": list(ASKED), "tools": [TOOL]}
         whole = sdk.chat.completions.create(**chat)
         assert whole.choices[0].finish_reason == "tool_calls"
