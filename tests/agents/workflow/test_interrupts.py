@@ -210,7 +210,9 @@ def test_a_cancelled_question_ends_its_hold(
 # Signals
 
 _PROGRAM = """
-import sys, time
+import signal, sys, time
+# A shell's background jobs, and all they start, ignore SIGINT unless they ask for it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from scripted_client import client
