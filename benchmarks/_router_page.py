@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from _router_figures import paired
-from _router_units import AT_COST, BEFORE, KNN, OURS, PACED, STATIC, STATIC_AT_COST, Run
+from _router_units import AT_COST, BEFORE, KNN, OURS, PACED, STATIC, STATIC_AT_COST, STATIC_PACED, Run
 
 from viaticum.routers.query.outcome_matrix import Array
 
 CURVES = (OURS, PACED, AT_COST, BEFORE)
+GAPS = ((OURS, STATIC), (OURS, STATIC_AT_COST), (PACED, STATIC_PACED))  # of kinds that were left out
 Figures = dict[str, Any]
 
 
@@ -89,31 +90,40 @@ def kinds(runs: Sequence[Run], budgets: Sequence[float]) -> Figures:
     """Kinds left out: pooled and each, ours minus the static mixture of the same training questions."""
     points = []
     for at, budget in enumerate(budgets):
-        ours, static, same = (
-            [run.results[name][0][at] for run in runs] for name in (OURS, STATIC, STATIC_AT_COST)
+        right, spent = (
+            {
+                name: np.concatenate([run.results[name][part][at] for run in runs])
+                for name in (OURS, STATIC, PACED, STATIC_PACED)
+            }
+            for part in (0, 1)
         )
-        gaps, at_cost = (
-            [mine - theirs for mine, theirs in zip(ours, others, strict=True)] for others in (static, same)
+        gaps, at_cost, paced_gaps = (
+            _paired(
+                [run.results[own][0][at] - run.results[other][0][at] for run in runs],
+                [run.numbers for run in runs],
+            )
+            for own, other in GAPS
         )
-        spent = {
-            name: float(np.concatenate([run.results[name][1][at] for run in runs]).mean() / budget)
-            for name in (OURS, STATIC)
-        }
         points.append(
             {
                 "budget": budget,
-                "accuracy": float(np.concatenate(ours).mean()),
-                "static": float(np.concatenate(static).mean()),
-                "spent": spent[OURS],
-                "static_spent": spent[STATIC],
-                **_paired(gaps, [run.numbers for run in runs]),
-                "at_cost": _paired(at_cost, [run.numbers for run in runs]),
+                "accuracy": float(right[OURS].mean()),
+                "static": float(right[STATIC].mean()),
+                "spent": float(spent[OURS].mean() / budget),
+                "static_spent": float(spent[STATIC].mean() / budget),
+                **gaps,
+                "at_cost": at_cost,
+                "paced": float(right[PACED].mean()),
+                "static_paced": float(right[STATIC_PACED].mean()),
+                "paced_spent": float(spent[PACED].mean() / budget),
+                "static_paced_spent": float(spent[STATIC_PACED].mean() / budget),
+                "paced_gap": paced_gaps,
             }
         )
     weights = np.array([run.facts["test"] for run in runs], dtype=float)
     each = []
     for run in runs:
-        gap, at_cost = (run.results[OURS][0] - run.results[name][0] for name in (STATIC, STATIC_AT_COST))
+        gap, at_cost, paced_gap = (run.results[own][0] - run.results[other][0] for own, other in GAPS)
         each.append(
             {
                 "kind": run.unit.which,
@@ -122,6 +132,8 @@ def kinds(runs: Sequence[Run], budgets: Sequence[float]) -> Figures:
                 "mean": _paired([gap.mean(0)], [run.numbers]),
                 "at_cost": [_paired([line], [run.numbers]) for line in at_cost],
                 "mean_at_cost": _paired([at_cost.mean(0)], [run.numbers]),
+                "paced": [_paired([line], [run.numbers]) for line in paced_gap],
+                "mean_paced": _paired([paced_gap.mean(0)], [run.numbers]),
                 "spent": [float(s.mean() / b) for s, b in zip(run.results[OURS][1], budgets, strict=True)],
                 **{name: run.facts[name] for name in ("ece", "p90", "trust")},
             }
@@ -238,6 +250,17 @@ def _kind_lines(kind: Figures, budgets: Sequence[float]) -> list[str]:
         )
     lines += [
         "",
+        "Both paced, so that real costs correct what is left of the budget:",
+        "",
+        *_head(["budget", "viaticum (spent)", "static mixture (spent)", "difference"]),
+    ]
+    for point in kind["pooled"]:
+        ours, static = (
+            f"{100 * point[name]:.1f} ({point[f'{name}_spent']:.2f})" for name in ("paced", "static_paced")
+        )
+        lines.append(_row([f"${point['budget']:g}", ours, static, _gap(point["paced_gap"])]))
+    lines += [
+        "",
         ", ".join(f"{name} {_number(kind[name])}" for name in ("p90", "ece", "trust")) + ".",
         "",
         "Each kind minus the static mixture:",
@@ -250,14 +273,13 @@ def _kind_lines(kind: Figures, budgets: Sequence[float]) -> list[str]:
         cells = [f"{each['kind']} ({each['questions']})", *map(_gap, each["points"]), _gap(each["mean"])]
         cells += [f"{max(each['spent']):.2f}", *(_number(each[name]) for name in ("p90", "ece", "trust"))]
         lines.append(_row(cells))
-    lines += [
-        "",
-        "Each kind minus the static mixture that really cost as much on it:",
-        "",
-        *_head(["kind", *(f"${budget:g}" for budget in budgets), "mean"]),
-    ]
-    for each in kind["kinds"]:
-        lines.append(_row([each["kind"], *map(_gap, each["at_cost"]), _gap(each["mean_at_cost"])]))
+    for title, key in (
+        ("Each kind minus the static mixture that really cost as much on it:", "at_cost"),
+        ("Each kind, both paced:", "paced"),
+    ):
+        lines += ["", title, "", *_head(["kind", *(f"${budget:g}" for budget in budgets), "mean"])]
+        for each in kind["kinds"]:
+            lines.append(_row([each["kind"], *map(_gap, each[key]), _gap(each[f"mean_{key}"])]))
     return [*lines, ""]
 
 

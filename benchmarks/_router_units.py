@@ -2,7 +2,8 @@
 
 - split: 30% of the half is held out, whole groups, for a seed; the learned router and the baselines.
 - kind: one kind of questions is held out, with near-duplicates of them; the learned router and the static
-  mixture that was best on the same training questions, within the same budget and at what ours really cost.
+  mixture that was best on the same training questions, within the same budget, at what ours really cost, and
+  both paced, so that neither spends more than the budget.
 - size: as split, fitted on so many of the training questions.
 - before: as split, the learned router of another checkout alone.
 - speed: a fit on all questions of both halves, of which nothing is evaluated, and the time of a choice.
@@ -75,6 +76,7 @@ OURS, PACED, BEFORE = "viaticum", "viaticum, paced", "viaticum before"
 AT_COST = "viaticum, at equal real cost"
 STATIC, KNN = "static mixture", "neighbours, tuned"
 STATIC_AT_COST = "static mixture, at the cost of viaticum"
+STATIC_PACED = "static mixture, paced"
 Report = Callable[[str], None]
 
 
@@ -204,6 +206,7 @@ def measure(half: Half, unit: Unit, *, baselines: bool, before: Path | None, rep
     curves: dict[str, Curve] = {STATIC: _static(split)}
     if unit.part == "kind":
         results[STATIC_AT_COST] = _static_at(split, results[OURS][1].mean(1))
+        results[STATIC_PACED] = _static_paced(split)
     else:
         report("neighbours")
         curves[KNN], facts["k"] = tuned(neighbours, NEIGHBOURS, split)
@@ -239,7 +242,8 @@ def learned(router: RTRRouter, split: Split) -> tuple[dict[str, tuple[Array, Arr
     for budget in split.budgets:
         chosen = router.choose_within(prediction, planned(budget)).numpy()
         alone.append((correct[rows, chosen], cost[rows, chosen]))
-        paced.append(_paced(router, prediction, (correct, cost), budget))
+        expected = prediction.accuracy, prediction.cost, router.cost_deviation(prediction)
+        paced.append(_paced(tuple(np.asarray(each.double()) for each in expected), (correct, cost), budget))
     best = best_single_pairs(split.test)[0]
     accuracy, dollars = float(split.test.correct[:, best].mean()), float(split.test.cost[:, best].mean())
     swept = [router.choose_columns(prediction, float(weight / dollars)).numpy() for weight in SWEEP]
@@ -273,18 +277,13 @@ def _at_cost(prediction: Prediction, split: Split, correct: Array, cost: Array) 
     return np.stack(right), np.tile([[planned(each)] for each in split.budgets], (1, len(correct)))
 
 
-def _paced(
-    router: RTRRouter, prediction: Prediction, outcomes: tuple[Array, Array], budget: float
-) -> tuple[Array, Array]:
-    """Results of a batch that real costs correct block by block; a row that is skipped counts as wrong."""
+def _paced(expected: tuple[Array, ...], outcomes: tuple[Array, Array], budget: float) -> tuple[Array, Array]:
+    """Results of a batch that real costs correct block by block; a row that is skipped counts as wrong.
+
+    expected: accuracy, dollars and their deviation [Q, M].
+    """
     cost = outcomes[1]
-    chosen = paced_choices(
-        np.asarray(prediction.accuracy.double()),
-        np.asarray(prediction.cost.double()),
-        np.asarray(router.cost_deviation(prediction).double()),
-        cost,
-        budget * len(cost),
-    )
+    chosen = paced_choices(*expected, cost, budget * len(cost))
     rows, asked = np.arange(len(chosen)), chosen >= 0
     right, spent = (np.where(asked, each[rows, np.maximum(chosen, 0)], 0.0) for each in outcomes)
     return right, spent
@@ -343,6 +342,14 @@ def _static_at(split: Split, spent: Array) -> tuple[Array, Array]:
         share = (1 - part) * shares[low] + part * shares[high]
         results.append((test.correct @ share, test.cost @ share))
     return _stacked(results)
+
+
+def _static_paced(split: Split) -> tuple[Array, Array]:
+    """The static mixture in a batch that real costs correct: the training means are expected of all alike."""
+    train, test = split.train, split.test
+    every = np.ones((len(test), 1))
+    expected = tuple(every * each for each in (train.correct.mean(0), train.cost.mean(0), train.cost.std(0)))
+    return _stacked([_paced(expected, (test.correct, test.cost), budget) for budget in split.budgets])
 
 
 def _of_checkout(checkout: Path, half: Half, split: Split) -> tuple[Array, Array]:

@@ -99,6 +99,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no plans": {"plans": False},
     "no trust": {"trust": False},
     "no correction of spending": {"spend": False},
+    "small savings believed": {"savings": False},
 }
 
 
@@ -245,7 +246,7 @@ def ablation(table: Table, splits: Sequence[Split], routers: Sequence[RTRRouter]
     for name, changes in ABLATIONS.items():
         curves, facts = [], []
         for router, split in zip(routers, splits, strict=True):
-            if set(changes) <= {"trust", "spend"}:
+            if set(changes) <= {"trust", "spend", "savings"}:
                 other = with_settings(router, **changes)
             else:
                 settings = RTRSettings(seed=split.seed, **changes)

@@ -12,6 +12,8 @@ from torch import Tensor
 from viaticum.routers.query.plans import COST_WEIGHTS
 
 PRIOR_QUESTIONS = 20  # questions that a cost ratio of 1 is worth
+SMALL_SAVING = 0.2  # of a column's expected dollars for one question
+CHUNK = 2**22  # comparisons at a time
 
 
 def calibration_error(probabilities: Tensor, correct: Tensor, bins: int = 15) -> float:
@@ -41,3 +43,26 @@ def cost_ratios(probabilities: Tensor, expected: Tensor, cost: Tensor) -> Tensor
         prior = PRIOR_QUESTIONS * expected_sum / len(cost)
         ratios.append((actual_sum + prior) / (expected_sum + prior))
     return torch.stack(ratios)
+
+
+def without_small_savings(accuracy: Tensor, cost: Tensor, usual: Tensor) -> Tensor:
+    """Expected dollars, in which no column saves a little that usually costs more [N, M].
+
+    A column that costs more than another on most questions looks cheaper on some, where costs are known
+    to a fifth at best. If it is not more accurate there either, what is chosen for that saving loses
+    accuracy and saves nothing. Such a column is expected to cost as much as the other one, unless it saves
+    more than `SMALL_SAVING` of that.
+
+    Args:
+        accuracy, cost: as expected of each question [N, M].
+        usual: mean dollars of the columns over known questions [M].
+    """
+    usually_cheaper = usual[:, None] < usual
+    parts = []
+    rows = max(1, CHUNK // len(usual) ** 2)
+    for right, dollars in zip(accuracy.split(rows), cost.split(rows), strict=True):
+        other = dollars[:, :, None]
+        loses = usually_cheaper & (right[:, :, None] >= right[:, None])
+        loses &= dollars[:, None] > (1 - SMALL_SAVING) * other
+        parts.append(torch.maximum(dollars, torch.where(loses, other, 0.0).amax(1)))
+    return torch.cat(parts)

@@ -32,6 +32,7 @@ class RTRSettings:
         trust: predictions are mixed with the static means, the more so far from all known questions.
         plans: search for plans of several pairs.
         spend: correct expected costs by `RouterParameters.cost_ratios`.
+        savings: small savings by less accurate columns are taken back (`calibration.without_small_savings`).
         arms: arms of one model share what is predicted of a question.
         seed: seed of every draw.
     """
@@ -42,6 +43,7 @@ class RTRSettings:
     trust: bool = True
     plans: bool = True
     spend: bool = True
+    savings: bool = True
     arms: bool = True
     seed: int = 0
 

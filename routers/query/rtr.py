@@ -22,6 +22,7 @@ from torch import Tensor
 from viaticum.errors import InputError
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.routers.query.base import Knowledge, QueryRouter
+from viaticum.routers.query.calibration import without_small_savings
 from viaticum.routers.query.change_detection import Expectation, ModelChange
 from viaticum.routers.query.changed_models import Adjustments
 from viaticum.routers.query.encoder import Encoder
@@ -150,6 +151,8 @@ class RTRRouter(QueryRouter):
         seconds = unknown_like(cost) if self._seconds is None else self._seconds(cosines, indices, share)
         more = nearby @ self._calls.T
         cost = (cost + more).clamp_min(0.0)
+        if parameters.settings.savings:
+            cost = without_small_savings(accuracy, cost, parameters.static_means[1])
         if parameters.added is not None:
             added = parameters.added.predict(accuracy[:, : len(parameters.pairs)], tokens)
             dollars = added[1]

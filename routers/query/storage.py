@@ -26,6 +26,7 @@ from viaticum.routers.query.trust import Trust
 from viaticum.types import Pair
 
 FORMAT = 1
+ADDED_SETTINGS = {"savings": False}  # not in the files of earlier versions, which predict as they did
 # Name in the file: name of the field.
 TENSORS = {
     "static": "static_means",
@@ -153,7 +154,7 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
     dual.load_state_dict(
         {name.removeprefix("dual."): each for name, each in tensors.items() if name.startswith("dual.")}
     )
-    added = tuple(map(Pair.parse, document["added"]))
+    added, heads = tuple(map(Pair.parse, document["added"])), tuple(document["settings"]["heads"])
     return RouterParameters(
         pairs=pairs,
         plans=tuple(Plan(tuple(map(Pair.parse, plan["pairs"])), plan["need"]) for plan in document["plans"]),
@@ -166,7 +167,7 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
         mixture=CalibratedMixture(*(tensors[f"mixture.{name}"] for name in MIXTURE_TENSORS)),
         **{field: tensors[name] for name, field in TENSORS.items()},
         trust=_parse_trust(tensors, len(correct), len(pairs)),
-        settings=RTRSettings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])})),
+        settings=RTRSettings(**(ADDED_SETTINGS | document["settings"] | {"heads": heads})),
         facts=document["facts"],
         tokens=TokenQuantiles(**{name: tensors[f"tokens.{name}"] for name in TOKEN_TENSORS})
         if "tokens.weights" in tensors  # not in the files of earlier versions
