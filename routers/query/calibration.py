@@ -60,7 +60,7 @@ def without_small_savings(accuracy: Tensor, cost: Tensor, usual: Tensor) -> Tens
     usually_cheaper = usual[:, None] < usual
     parts = []
     rows = max(1, CHUNK // len(usual) ** 2)
-    for right, dollars in zip(accuracy.split(rows), cost.split(rows), strict=True):
+    for right, dollars in zip(torch.split(accuracy, rows), torch.split(cost, rows), strict=True):
         other = dollars[:, :, None]
         loses = usually_cheaper & (right[:, :, None] >= right[:, None])
         loses &= dollars[:, None] > (1 - SMALL_SAVING) * other
