@@ -12,8 +12,9 @@ together. "Money for the same score": our money over that at which the rival's c
 score; below 1 we are cheaper.
 
 The router is that of `viaticum.routers.query.fit`; with --quick its logistic and nearest-neighbour heads
-alone, without plans and calibration, seconds instead of minutes. Beside it: the best static choice and tuned
-nearest neighbours, both on the complete rows that the same money buys.
+alone, without plans and calibration, seconds instead of minutes. A way that buys too few questions for a fit
+has the static choice instead, as the error of `router fit` advises. Beside it: the best static choice and
+tuned nearest neighbours, both on the complete rows that the same money buys.
 
     viaticum models pull all-minilm-l6-v2
     python benchmarks/tune.py OUTCOMES --prices PRICES.json [--pools 100 300 1000] [--seeds 0 1 2] [--quick]
@@ -39,6 +40,7 @@ from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.heads import NEIGHBOURS, LogisticHead, NeighboursHead, log_odds
 from viaticum.routers.query.outcome_matrix import (
+    MIN_QUESTIONS,
     Array,
     OutcomeMatrix,
     assign_folds,
@@ -164,6 +166,8 @@ def full_router(case: Case, known: OutcomeMatrix, pairs: Sequence[int], encoder:
         answers=known.answers[:, columns],
     )
     kept = kept.select(np.asarray(~np.isnan(kept.correct).all(1)))
+    if len(kept) < MIN_QUESTIONS:
+        return static_choice(case, known, columns)
     router = fit(kept, encoder, settings=RTRSettings(seed=case.seed))
     prediction = router.predict_texts(case.test.texts)
     index = {pair: n for n, pair in enumerate(case.test.pairs)}
@@ -184,11 +188,16 @@ def full_router(case: Case, known: OutcomeMatrix, pairs: Sequence[int], encoder:
     return score(case, choose)
 
 
-def static_choice(case: Case, known: OutcomeMatrix) -> Scores:
-    """At each value of a dollar the pair that was best on the complete rows: the hull's corners."""
+def static_choice(case: Case, known: OutcomeMatrix, pairs: Sequence[int] | None = None) -> Scores:
+    """At each value of a dollar the pair that was best on what is known: the hull's corners.
+
+    pairs: among these; default: all.
+    """
+    columns = list(range(len(known.pairs))) if pairs is None else list(pairs)
+    right, cost = (np.nanmean(each[:, columns], 0) for each in (known.correct, known.cost))
 
     def choose(weight: float) -> tuple[Array, Array]:
-        best = int((known.correct.mean(0) - weight * known.cost.mean(0)).argmax())
+        best = columns[int((right - weight * cost).argmax())]
         return case.test.correct[:, best], case.test.cost[:, best]
 
     return score(case, choose)
