@@ -79,14 +79,16 @@ class Attempts:
         return Attempt(self, call, call.limit)
 
     def _hold_anew(self) -> None:
-        key = f"agent-{uuid.uuid4().hex}"
-        self._ledger.settle(self.key, None)
+        lost, key = self.key, f"agent-{uuid.uuid4().hex}"
+        self._ledger.settle(lost, None)
+        self.key, self.is_lost = key, False  # an interrupt from here on ends this hold, if there is one yet
         try:
             self._reserve(key)
-        except (BudgetExceeded, BudgetClosed) as error:
-            self.refusal = error
+        except Exception as error:
+            self.key, self.is_lost = lost, True
+            if isinstance(error, BudgetExceeded | BudgetClosed):
+                self.refusal = error
             raise
-        self.key, self.is_lost = key, False
         self._ledger.dispatch(key)
 
     def reserve_amount(self, tool: str, amount: int) -> Callable[[int | None], None]:

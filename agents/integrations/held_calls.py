@@ -16,7 +16,7 @@ from viaticum.agents.integrations.call_bounds import model_name
 from viaticum.agents.integrations.reported_usage import is_cached, reported_count
 from viaticum.agents.workflow.call_streams import is_caller_cancelled
 from viaticum.budgets import Ledger
-from viaticum.errors import DeadlineExceeded, LedgerError
+from viaticum.errors import DeadlineExceeded, HoldError, LedgerError
 from viaticum.money import usd_digits
 
 
@@ -69,9 +69,9 @@ def _settle(ledger: Ledger, held: HeldCall, answer: AIMessage | None) -> int:
 def end_call(ledger: Ledger, held: HeldCall, error: BaseException, *, is_lost: bool = False) -> None:
     """Void the hold of a failed call; settle the worst case of one that was cancelled, timed out or lost.
 
-    is_lost: it was seen to be sent, and no answer came.
+    is_lost: it was seen to be sent, and no answer came. Without a hold yet, nothing is done.
     """
-    with suppress(LedgerError):
+    with suppress(LedgerError, HoldError):
         if (
             is_lost
             or is_caller_cancelled(error)

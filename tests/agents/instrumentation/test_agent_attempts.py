@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import httpx
 import openai
 import pytest
 from forms_server import FormsServer
+from interrupts import interrupted
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware
+from langchain.agents.middleware import AgentMiddleware, ModelRequest
 from langchain_openai import ChatOpenAI
 
 import viaticum
+from viaticum.agents.instrumentation.requests import ModelCall
 from viaticum.agents.instrumentation.scope import BudgetScope
 from viaticum.agents.integrations.call_attempts import Attempts, install
+from viaticum.agents.integrations.held_calls import HeldCall, end_call
 from viaticum.agents.integrations.middleware import BudgetMiddleware, OnCap
 from viaticum.budgets import Ledger
-from viaticum.errors import BudgetExceeded, DeadlineExceeded
+from viaticum.errors import BudgetExceeded, DeadlineExceeded, LedgerError
+from viaticum.money import Price
+from viaticum.types import TokenCount
 
 TIMEOUT = 3.0  # seconds, of the client; each lost attempt takes them
 ASK: Any = {"messages": [{"role": "user", "content": "2+2?"}]}
@@ -221,6 +228,57 @@ def test_an_interrupt_after_an_attempt_that_does_not_fit_ends_the_agent(
         agent.invoke(ASK)
     assert states(ledger) == [LOST]
     assert ledger.budget("b").held_nanousd == 0
+
+
+def test_an_interrupt_at_any_step_of_a_further_attempt_leaves_no_hold() -> None:
+    call = ModelCall("openai", "127.0.0.1", "small", {}, LIMIT, False)
+    for at in itertools.count(1):
+        with Ledger("memory:") as ledger:
+            ledger.create("b", limit_nanousd=10**9)
+            reserve = partial(
+                ledger.reserve,
+                "b",
+                usage={"small": TokenCount(input_tokens=10, output_tokens=LIMIT)},
+                prices={"small": Price.per_million("1", "2")},
+            )
+            reserve(key="first", dispatch=True)
+            attempts = Attempts(ledger, "first", lambda key, reserve=reserve: reserve(key=key))  # type: ignore[misc]
+            attempts.is_lost = True
+            with interrupted(at) as interrupt:
+                try:
+                    attempts.reserve(call)
+                except KeyboardInterrupt as error:
+                    held = HeldCall(attempts.key, cast("ModelRequest[Any]", None))
+                    end_call(ledger, held, error, is_lost=attempts.is_lost)
+            if not interrupt.where:
+                assert [hold.state for hold in ledger.holds()] == ["posted", "dispatched"]
+                break
+            assert ledger.budget("b").held_nanousd == 0, interrupt.where
+            assert states(ledger)[0] == LOST, interrupt.where
+            assert ledger.check() == [], interrupt.where
+    assert at > 20
+
+
+def test_a_further_attempt_whose_hold_fails_is_not_sent_unheld(ledger: Ledger) -> None:
+    """A client that tries once more after an error of the ledger is asked for a hold again."""
+    ledger.create("b", limit_nanousd=10**9)
+    call, asked = ModelCall("openai", "127.0.0.1", "small", {}, LIMIT, False), list[str]()
+    usage, prices = {"small": TokenCount(10, LIMIT)}, {"small": Price.per_million("1", "2")}
+    ledger.reserve("b", "first", usage, prices, dispatch=True)
+
+    def reserve(key: str) -> None:
+        asked.append(key)
+        if len(asked) == 1:
+            raise LedgerError("the disk is full")
+        ledger.reserve("b", key, usage, prices)
+
+    attempts = Attempts(ledger, "first", reserve)
+    attempts.is_lost = True
+    with pytest.raises(LedgerError):
+        attempts.reserve(call)
+    attempts.reserve(call)
+    assert [hold.state for hold in ledger.holds()] == ["posted", "dispatched"]
+    ledger.void(attempts.key)
 
 
 def test_a_call_without_a_limit_that_the_budget_around_refuses_is_not_sent(
