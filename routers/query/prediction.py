@@ -14,7 +14,7 @@ class Prediction(NamedTuple):
 
     Args:
         accuracy: probability of a correct answer [N, M].
-        cost: expected dollars [N, M].
+        cost: expected dollars, as columns are compared (`calibration.without_small_savings`) [N, M].
         tokens: output tokens of the pairs, median and 90% quantile [N, P, 2].
         trust: 0 far from all known questions, 1 among them [N].
         prompt: dollars by which its prompt differs from a usual one, by pair [N, P].
@@ -23,6 +23,7 @@ class Prediction(NamedTuple):
         indices: the nearest known questions [N, K].
         nearest: cosine of the nearest one [N].
         seconds: expected, of every column; NaN where none are known [N, M].
+        own_cost: expected dollars of each column for itself [N, M].
     """
 
     accuracy: Tensor
@@ -34,6 +35,7 @@ class Prediction(NamedTuple):
     more_prompt: Tensor
     nearest: Tensor
     seconds: Tensor
+    own_cost: Tensor
 
     @property
     def seen(self) -> Tensor:

@@ -151,8 +151,6 @@ class RTRRouter(QueryRouter):
         seconds = unknown_like(cost) if self._seconds is None else self._seconds(cosines, indices, share)
         more = nearby @ self._calls.T
         cost = (cost + more).clamp_min(0.0)
-        if parameters.settings.savings:
-            cost = without_small_savings(accuracy, cost, parameters.static_means[1])
         if parameters.added is not None:
             added = parameters.added.predict(accuracy[:, : len(parameters.pairs)], tokens)
             dollars = added[1]
@@ -172,7 +170,14 @@ class RTRRouter(QueryRouter):
         # Kept in half precision, known embeddings are not quite of length 1.
         known = parameters.embeddings[indices[:, :SAME_AMONG]]
         nearest = torch.cosine_similarity(embeddings[:, None], known, dim=2).amax(1)
-        return Prediction(accuracy, cost, tokens, trust, indices, prompt, more, nearest, seconds)
+        compared = cost
+        if parameters.settings.savings:
+            usual = parameters.static_means[1]
+            count = len(usual)
+            usual = usual if changed is None else usual * changed.cost[:count]
+            found = without_small_savings(accuracy[:, :count], cost[:, :count], usual)
+            compared = torch.cat((found, cost[:, count:]), 1)
+        return Prediction(accuracy, compared, tokens, trust, indices, prompt, more, nearest, seconds, cost)
 
     def _predict_lengths(
         self, cosines: Tensor, indices: Tensor, dual: Tensor, cost: Tensor, texts: Sequence[str] | None
@@ -254,7 +259,7 @@ class RTRRouter(QueryRouter):
         for pair, column, (median, high), costs, cut in zip(
             self.pairs, self.pair_columns, tokens.tolist(), dollars.tolist(), self._cut_at(), strict=True
         ):
-            accuracy, mean = float(prediction.accuracy[0, column]), float(prediction.cost[0, column])
+            accuracy, mean = float(prediction.accuracy[0, column]), float(prediction.own_cost[0, column])
             low_cost, high_cost = _nanousd(costs[0]), _nanousd(max(costs))
             rows.append(
                 Row(

@@ -53,6 +53,7 @@ def test_a_fitted_router_takes_them_back() -> None:
     usual = torch.from_numpy(matrix.cost.mean(0)).float()
     pairs = len(matrix.pairs)
     assert torch.equal(taken.accuracy, believed.accuracy)
+    assert torch.equal(taken.own_cost, believed.cost)
     assert (taken.cost >= believed.cost).all()
     assert (taken.cost > believed.cost).any()
     for cheap in range(pairs):
