@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 from _router_figures import paired
-from _router_units import AT_COST, BEFORE, KNN, OURS, PACED, STATIC, STATIC_AT_COST, STATIC_PACED, Run
+from _router_units import (
+    AT_COST,
+    BEFORE,
+    KNN,
+    OURS,
+    PACED,
+    PARTS,
+    STATIC,
+    STATIC_AT_COST,
+    STATIC_PACED,
+    Run,
+)
 
 from viaticum.routers.query.outcome_matrix import Array
 
@@ -28,12 +39,13 @@ def figures(runs: Sequence[Run], budgets: dict[str, tuple[float, ...]]) -> Figur
     found: Figures = {}
     for table in dict.fromkeys(run.unit.table for run in runs):
         own = [run for run in runs if run.unit.table == table]
-        parts = {part: [run for run in own if run.unit.part == part] for part in ("split", "kind", "size")}
+        parts = {part: [run for run in own if run.unit.part == part] for part in PARTS}
         found[table] = {
             "budgets": budgets[table],
             "split": splits(_with_before(own), budgets[table]) if parts["split"] else None,
             "kind": kinds(parts["kind"], budgets[table]) if parts["kind"] else None,
             "size": sizes(parts["size"]) if parts["size"] else None,
+            "llmrouter": beside(parts["llmrouter"]) if parts["llmrouter"] else None,
             "speed": next((run.facts for run in own if run.unit.part == "speed"), None),
         }
     return found
@@ -171,6 +183,27 @@ def sizes(runs: Sequence[Run]) -> Figures:
     return found
 
 
+def beside(runs: Sequence[Run]) -> Figures:
+    """Ours minus each router with one operating point, at the cost that was expected of that one."""
+    found: Figures = {}
+    for name in runs[0].results:
+        own = f"{OURS} beside {name}"
+        if own in runs[0].results:
+            found[name] = {
+                key: _means(runs, of, part)[0]
+                for key, of, part in (
+                    ("accuracy", name, 0),
+                    ("cost", name, 1),
+                    ("ours", own, 0),
+                    ("our_cost", own, 1),
+                )
+            } | _paired(
+                [(run.results[own][0] - run.results[name][0])[0] for run in runs],
+                [run.numbers for run in runs],
+            )
+    return found
+
+
 def _means(runs: Sequence[Run], name: str, part: int) -> list[float]:
     """Means over seeds by budget; NaN where nothing is so cheap."""
     return [float(each) for each in np.mean([run.results[name][part].mean(1) for run in runs], 0)]
@@ -202,6 +235,8 @@ def page(found: Figures, conditions: str) -> str:
             lines += _kind_lines(table["kind"], table["budgets"])
         if table["size"]:
             lines += _size_lines(table["size"])
+        if table["llmrouter"]:
+            lines += _beside_lines(table["llmrouter"])
         if table["speed"]:
             lines += [", ".join(f"{key} {value:.4g}" for key, value in table["speed"].items()) + ".", ""]
     return "\n".join(lines)
@@ -292,6 +327,19 @@ def _size_lines(size: Figures) -> list[str]:
     for name, each in size.items():
         cells = [name, f"{100 * each['ours']:.1f}", _gap(each[STATIC]), _gap(each[KNN])]
         lines.append(_row([*cells, _number(each["ece"]), str(each["draws"])]))
+    return [*lines, ""]
+
+
+def _beside_lines(found: Figures) -> list[str]:
+    lines = [
+        "Beside llmrouter-lib, planned to cost what was expected of each of its routers:",
+        "",
+        *_head(["", "right", "cost", "viaticum", "its cost", "difference"]),
+    ]
+    for name, each in found.items():
+        theirs = f"{100 * each['accuracy']:.1f}", f"${each['cost']:.5f}"
+        ours = f"{100 * each['ours']:.1f}", f"${each['our_cost']:.5f}"
+        lines.append(_row([name, *theirs, *ours, _gap(each)]))
     return [*lines, ""]
 
 

@@ -37,6 +37,7 @@ def run_all(arguments: Namespace) -> list[Run]:
                     unit,
                     baselines=not arguments.no_baselines,
                     before=arguments.before,
+                    llmrouter=arguments.llmrouter_python,
                     report=_progress,
                 )
                 run.save(folder)

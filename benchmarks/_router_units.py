@@ -6,6 +6,7 @@
   both paced, so that neither spends more than the budget.
 - size: as split, fitted on so many of the training questions.
 - before: as split, the learned router of another checkout alone.
+- llmrouter: as split, the routers of llmrouter-lib, each with the learned router at that one's expected cost.
 - speed: a fit on all questions of both halves, of which nothing is evaluated, and the time of a choice.
 
 Results are correct or not (or the probability of it) and dollars by budget and held-out question, and figures
@@ -46,6 +47,7 @@ from _baselines import (
     tuned,
     with_lexical,
 )
+from _llmrouter import routes
 from _plain_rtr import Descriptions, plain_rtr
 from _router_data import SOURCES, HalfTable, read_half, training_rows
 from _router_speed import speed
@@ -71,7 +73,7 @@ SHARE = 0.3  # of the questions is held out
 SIZES = (40, 100, 300, 1_000)
 LEAST_KIND, LEAST_TRAINING = 14, 30  # questions of a kind that is left out, and of a fit
 SWEEP = np.geomspace(0.004, 40, 60)  # cost weights, in units of the dollars of the best single pair
-PARTS = ("split", "kind", "size", "before", "speed")
+PARTS = ("split", "kind", "size", "before", "speed", "llmrouter")
 OURS, PACED, BEFORE = "viaticum", "viaticum, paced", "viaticum before"
 AT_COST = "viaticum, at equal real cost"
 STATIC, KNN = "static mixture", "neighbours, tuned"
@@ -164,7 +166,7 @@ class Half:
         """The parts that there are enough questions for."""
         training = len(self.table.matrix) * (1 - SHARE)
         for part in parts:
-            if part in ("split", "before"):
+            if part in ("split", "before", "llmrouter"):
                 names = [str(seed) for seed in range(seeds)]
             elif part == "size":
                 names = [f"{n}-{seed}" for n in SIZES if n <= training for seed in range(seeds)]
@@ -188,12 +190,21 @@ class Half:
         return self.split(test, train, int(seed))
 
 
-def measure(half: Half, unit: Unit, *, baselines: bool, before: Path | None, report: Report) -> Run:
+def measure(
+    half: Half,
+    unit: Unit,
+    *,
+    baselines: bool,
+    before: Path | None,
+    llmrouter: Path | None,
+    report: Report,
+) -> Run:
     """Compute one part.
 
     Args:
         baselines: of a split all baselines, not only the static mixture and the nearest neighbours.
         before: another checkout, for the part of that name.
+        llmrouter: the Python of an environment with llmrouter-lib, for the part of that name.
     """
     if unit.part == "speed":
         return _speed(half, unit)
@@ -202,6 +213,9 @@ def measure(half: Half, unit: Unit, *, baselines: bool, before: Path | None, rep
         assert before is not None
         return Run(unit, {BEFORE: _of_checkout(before, half, split)}, split.numbers, {})
     router, seconds = _fitted(split, half.encoder)
+    if unit.part == "llmrouter":
+        assert llmrouter is not None
+        return Run(unit, _beside_llmrouter(router, split, llmrouter, report), split.numbers, {})
     results, facts = learned(router, split)
     curves: dict[str, Curve] = {STATIC: _static(split)}
     if unit.part == "kind":
@@ -309,6 +323,22 @@ def _baselines(split: Split, router: RTRRouter, report: Report) -> dict[str, Cur
     if plan is not None:
         curves["cascade"] = fixed(*cascade(split, plan), split.budgets)
     return curves | {"oracle": oracle(split)}
+
+
+def _beside_llmrouter(
+    router: RTRRouter, split: Split, python: Path, report: Report
+) -> dict[str, tuple[Array, Array]]:
+    """Results of each of its routers, and of ours planned to cost what was expected of it, each [1, Q]."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = routes(python, Path(scratch) / "llmrouter", split, report)
+    prediction = router.predict_texts(split.test.texts)
+    correct, cost, _ = column_outcomes(router, split.test)
+    rows, results = np.arange(len(correct)), {}
+    for name, (theirs, expected) in found.items():
+        chosen = router.choose_within(prediction, expected).numpy()
+        results[name] = _stacked([theirs])
+        results[f"{OURS} beside {name}"] = _stacked([(correct[rows, chosen], cost[rows, chosen])])
+    return results
 
 
 def _static(split: Split) -> Curve:

@@ -361,8 +361,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--parts before needs --before CHECKOUT")
     if arguments.seeds < 1:
         parser.error("--seeds is 1 or more")
-    if arguments.llmrouter_python and not arguments.llmrouter:
-        parser.error("--llmrouter-python goes with --llmrouter")
+    if arguments.llmrouter_python and not (arguments.llmrouter or "llmrouter" in arguments.parts):
+        parser.error("--llmrouter-python goes with --llmrouter or --parts llmrouter")
     if arguments.no_baselines and arguments.llmrouter:
         parser.error("--llmrouter adds to the first table, which --no-baselines leaves out")
     return arguments
@@ -402,7 +402,10 @@ def measure(table: Table, arguments: argparse.Namespace, scratch: Path) -> dict[
 
 def report_halves(arguments: argparse.Namespace) -> None:
     """Compute what is missing of `--data`, and print the page."""
-    runs = run_all(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        if "llmrouter" in arguments.parts and arguments.llmrouter_python is None:
+            arguments.llmrouter_python = install(Path(scratch) / "venv", report)
+        runs = run_all(arguments)
     found = figures(runs, {name: source.budgets for name, source in SOURCES.items()})
     texts = f"half {arguments.half}, torch {torch.__version__}, {torch.get_num_threads()} threads of "
     texts += f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {1 - MARGIN:.0%} of a budget planned"

@@ -4,10 +4,10 @@
     python examples/agent/compare.py --models local --limit 6     # the local pair, some minutes
     python examples/agent/compare.py --models local --journal runs.jsonl
 
-The last one takes some ten minutes on two cores and goes on after a kill. Every answer is checked by a program. The router
-predicts from the runs of both models on other tasks. Each way has a budget of its own in one ledger.
-Figures of scripted models are arithmetic of money: what models of the stated abilities and prices would cost,
-and no result about real ones.
+The last one takes some ten minutes on two cores and goes on after a kill. Every answer is checked by a
+program. The router predicts from the runs of both models on other tasks. Each way has a budget of its own in
+one ledger. Figures of scripted models are arithmetic of money: what models of the stated abilities and prices
+would cost, and no result about real ones.
 """
 
 from __future__ import annotations
