@@ -152,6 +152,25 @@ def test_a_page_is_quiet_fits_and_is_accessible(opened: Any, name: str, look: st
     assert not heard
 
 
+@pytest.mark.parametrize("look", LOOKS)
+def test_no_amount_is_broken_over_lines(opened: Any, look: str) -> None:
+    page, _ = opened("one", look)
+    amounts = page.locator(".tiles dd:not(.quiet)").filter(has_text="$")
+    assert amounts.count()
+    for amount in ("$0.000336255", "$1,234,567.8901"):
+        lines = amounts.evaluate_all(
+            """(found, amount) => found.map(each => {
+                each.textContent = amount
+                const text = document.createRange()
+                text.selectNodeContents(each)
+                return text.getClientRects().length
+            })""",
+            amount,
+        )
+        assert lines == [1] * amounts.count()
+        assert page.evaluate("document.documentElement.scrollWidth") <= LOOKS[look][1]
+
+
 def test_the_browser_would_have_told(browser: Any, tmp_path: Path) -> None:
     """The net of the test above holds: a page that fetches and is hard to read is caught."""
     (tmp_path / "bad.html").write_text(
