@@ -253,11 +253,12 @@ def learned(router: RTRRouter, split: Split) -> tuple[dict[str, tuple[Array, Arr
     correct, cost, _ = column_outcomes(router, split.test)
     rows = np.arange(len(correct))
     alone, paced = [], []
+    tensors = prediction.accuracy, prediction.cost, router.cost_deviation(prediction)
+    expected = tuple(np.asarray(each.double()) for each in tensors)
     for budget in split.budgets:
         chosen = router.choose_within(prediction, planned(budget)).numpy()
         alone.append((correct[rows, chosen], cost[rows, chosen]))
-        expected = prediction.accuracy, prediction.cost, router.cost_deviation(prediction)
-        paced.append(_paced(tuple(np.asarray(each.double()) for each in expected), (correct, cost), budget))
+        paced.append(_paced(expected, (correct, cost), budget))
     best = best_single_pairs(split.test)[0]
     accuracy, dollars = float(split.test.correct[:, best].mean()), float(split.test.cost[:, best].mean())
     swept = [router.choose_columns(prediction, float(weight / dollars)).numpy() for weight in SWEEP]
