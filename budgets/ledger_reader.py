@@ -338,7 +338,7 @@ def _checked_heads(heads: Heads) -> dict[str, tuple[int, str]]:
     checked: dict[str, tuple[int, str]] = {}
     for root, head in checked_type("heads", heads, Mapping, wanted).items():
         is_pair = isinstance(head, tuple) and [type(each) for each in head] == [int, str]
-        if not isinstance(root, str) or not is_pair:
+        if not isinstance(root, str) or not is_pair or not 0 <= head[0] < 2**63:
             raise InputError(f"not the head of a chain: {root!r}: {head!r}; give {wanted}")
         checked[root] = head
     return checked

@@ -18,7 +18,7 @@ from viaticum.budgets.records import digest
 from viaticum.files import atomic_write
 from viaticum.reports.spending import Spending, SpendingCounter, spending_of
 
-FORMAT = 1
+FORMAT = 2
 Heads = Mapping[str, tuple[int, str]]  # by root, number and hash of the last entry that is counted
 Kept = dict[tuple[str, tuple[str, ...]], tuple[SpendingCounter, Heads]]  # by ledger and dimensions
 
@@ -57,7 +57,7 @@ class KeptSpending:
             for (name, by), (counter, heads) in self._kept.items()
             if (name, by) in self._used
         ]
-        document = {"format": FORMAT, "version": __version__, "counted": counted}
+        document = {"format": FORMAT, "version": __version__, "digest": digest(counted), "counted": counted}
         atomic_write(self._path, json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
 
     def _count(self, name: str, ledger: Ledger, dimensions: Sequence[tuple[str, ...]]) -> None:
@@ -94,9 +94,11 @@ def _read(path: Path) -> Kept:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["format"] != FORMAT or document["version"] != __version__:
             return {}
+        if document["digest"] != digest(document["counted"]):
+            return {}
         for each in document["counted"]:
             counter = SpendingCounter.from_json(each)
             found[str(each["ledger"]), counter.by] = counter, _heads(each["heads"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return found

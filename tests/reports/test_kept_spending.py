@@ -116,6 +116,11 @@ def test_a_ledger_that_is_another_one_is_counted_anew(tmp_path: Path) -> None:
         lambda text: text.replace('"sums":[[', '"sums":[[1],['),
         lambda text: text.replace('"week"', '"nothing"'),
         lambda text: text.replace('"heads":{', '"heads":{"gone":[3,"0"],'),
+        lambda text: text.replace('"heads":{"org":[', '"heads":{"org":[99999999999999999999'),
+        lambda text: text.replace('"heads":{"org":[', '"heads":{"org":[-'),
+        lambda text: text.replace('"nanousd":', '"nanousd":1e999,"was":'),
+        lambda text: text.replace('"calls":', '"calls":1'),
+        lambda text: "[" * 100_000,
     ],
 )
 def test_a_damaged_file_is_counted_anew(tmp_path: Path, damage: object) -> None:

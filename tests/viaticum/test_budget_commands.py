@@ -169,6 +169,15 @@ def test_verify_tells_what_was_altered(run: Run, where: str) -> None:
     assert not told(run("verify", "--json", code=1))["ok"]
 
 
+@pytest.mark.parametrize("entries", ["99999999999999999999", "-1", "1e999", "[]"])
+def test_a_damaged_file_of_heads_is_an_error_in_one_line(run: Run, tmp_path: Path, entries: str) -> None:
+    run("create", "org", "--limit", "1")
+    file = tmp_path / "heads.json"
+    file.write_text(f'{{"heads": {{"org": {{"entries": {entries}, "head": "00"}}}}}}')
+    for names in ([], ["org"]):
+        assert run("verify", *names, "--head", str(file), code=1).stderr.startswith("error: ")
+
+
 def test_wrong_use_is_told_in_one_line(run: Run, tmp_path: Path) -> None:
     run("create", "org", "--limit", "1")
     for arguments, said in [

@@ -68,7 +68,7 @@ def heads_from(file: Path) -> dict[str, tuple[int, str]]:
     try:
         kept: dict[str, Any] = json.loads(_text_of(file))["heads"]
         heads = {root: (int(each["entries"]), str(each["head"])) for root, each in kept.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         heads = {}
     if not heads:
         raise InputError(
