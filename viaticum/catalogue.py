@@ -38,6 +38,7 @@ class Catalogue(Mapping[str, ModelSpec]):
     ) -> None:
         self.strategies = tuple(strategies)  # own strategies to load, as module:name
         self._specs = {spec.name: spec for spec in specs}
+        self._keys: dict[str, frozenset[str]] = {}  # of models, as far as they were asked for
         for spec in self._specs.values():
             _check_pair(spec, self._specs, origin)
 
@@ -126,6 +127,22 @@ class Catalogue(Mapping[str, ModelSpec]):
         Of a pair: what both models have.
         """
         return frozenset.intersection(*(self[member].labels for member in self[name].members))
+
+    def is_same_model(self, one: str, other: str) -> bool:
+        """Whether two names are of one model: the same entry, the same model in two, or a pair's member.
+
+        So far as their entries tell it; a name that has none is like itself alone.
+        """
+        return not self._model_keys(one).isdisjoint(self._model_keys(other))
+
+    def _model_keys(self, name: str) -> frozenset[str]:
+        """What an entry shares with others of the same model: a name, weights, or a provider's model."""
+        if name not in self:
+            return frozenset((f"name {name}",))
+        if name not in self._keys:
+            members = [self[member] for member in self[name].members]
+            self._keys[name] = frozenset(key for spec in members for key in _keys_of(spec))
+        return self._keys[name]
 
     def thinking_format(self, name: str) -> ThinkingFormat:
         """The tags around a model's thoughts; by default a pair has those of its large model."""
@@ -253,6 +270,13 @@ def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origi
         raise InputError(
             f"{origin}: {where}: {one_line(first['msg'].removeprefix('Value error, '))}"
         ) from None
+
+
+def _keys_of(spec: ModelSpec) -> Iterator[str]:
+    yield f"name {spec.name}"
+    yield from (f"weights {source.model_dump_json()}" for source in spec.sources)
+    if served := spec.litellm_model or spec.served_model:
+        yield f"served {spec.api_base} {served if spec.api_base else served.rpartition('/')[2]}"
 
 
 def _shorter_context(fields: Mapping[str, Any], tables: Mapping[str, Any]) -> int:

@@ -63,7 +63,7 @@ class RouteEstimates:
 
     Args:
         router: predicts them.
-        usable: whether the model of a pair is usable.
+        can_follow: whether the models of a plan are usable, and none checks its own answer.
         limit: returns the most output tokens of a call of a pair.
         none_usable: returns the error where no model of these pairs is usable.
         times: how long plans take; None where that is not known.
@@ -72,14 +72,14 @@ class RouteEstimates:
     def __init__(
         self,
         router: QueryRouter,
-        usable: Callable[[Pair], bool],
+        can_follow: Callable[[Plan], bool],
         limit: Limit = lambda pair: None,
         none_usable: Callable[[Iterable[Pair]], ViaticumError] = lambda pairs: InputError(
             "no pair can be asked here; add a model: viaticum models add NAME"
         ),
         times: PlanTimes | None = None,
     ) -> None:
-        self._router, self._usable, self._limit = router, usable, limit
+        self._router, self._can_follow, self._limit = router, can_follow, limit
         self._none_usable, self.times = none_usable, times or PlanTimes()
         self._last: tuple[Any, list[PlanRow], dict[Pair, Row], int] | None = None
 
@@ -97,7 +97,7 @@ class RouteEstimates:
         if not self._router.has_plans and last is not None and last[0] is table and last[3] == version:
             return last[1], last[2]
         limited, plans = estimate(self._router, query, self._limit)
-        plans = [each for each in plans if all(map(self._usable, each.plan.pairs))]
+        plans = [each for each in plans if self._can_follow(each.plan)]
         rows = {row.pair: row for row in limited}
         plans = self.times.in_time(plans, rows)
         self._last = (table, plans, rows, version)

@@ -38,7 +38,7 @@ def planner_for(
     return RowPlanner(
         RouteEstimates(
             tools.router,
-            tools.is_usable,
+            tools.can_follow,
             output_limit(tools.catalogue, tools.settings),
             tools.none_usable,
             times,

@@ -23,6 +23,7 @@ from viaticum.models.settings import prompt, resolve
 from viaticum.outcomes import VERDICT, parse_outcome, write_outcomes
 from viaticum.questions import Question
 from viaticum.routers.query.outcome_matrix import canonical_answer
+from viaticum.routers.query.plans import SELF_CHECK
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
 from viaticum.strategies.verify import PROMPT as VERIFY_PROMPT
@@ -86,19 +87,23 @@ def profile(
     names = [*(pair.model for pair in pairs), *verifiers]
     for name in names:
         catalogue.prices(catalogue[name].members)
+    checks = [
+        Pair(name, f"{VERDICT}{pair}") for name in verifiers for pair in _checked(name, pairs, catalogue)
+    ]
     pool = LocalModels(in_measured_modes(catalogue), slots=slots)
     for name in names:
         pool.model(name)  # raises if it cannot be opened, before anything is written
     out = Path(out)
     fingerprint = _fingerprint(questions, catalogue, pairs, dataset, settings, verifiers)
     journal = ProfileJournal(out.with_name(out.name + ".journal"), fingerprint)
-    checks = [Pair(name, f"{VERDICT}{pair}") for name in verifiers for pair in pairs]
     total = (len(pairs) + len(checks)) * len(questions)
     try:
         _run_pairs(questions, pairs, pool, dataset, journal, settings, (progress, total))
         outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
         for name in verifiers:
-            _run_verifier(name, questions, outcomes, pool, journal, (progress, total))
+            own = set(_checked(name, pairs, catalogue))
+            theirs = [row for row in outcomes if row.pair in own]
+            _run_verifier(name, questions, theirs, pool, journal, (progress, total))
     finally:
         journal.close()
     verdicts = [
@@ -134,6 +139,14 @@ def _run_pairs(
         for row, samples in _run(pair, todo, pool, dataset, settings):
             journal.add(row, samples)
             _report(pair, journal, progress)
+
+
+def _checked(verifier: str, pairs: Sequence[Pair], catalogue: Catalogue) -> list[Pair]:
+    """The pairs of other models. Raises `InputError` where there is none."""
+    found = [pair for pair in pairs if not catalogue.is_same_model(verifier, pair.model)]
+    if not found:
+        raise InputError(f"{verifier} does not check its own answers; {SELF_CHECK}")
+    return found
 
 
 def _run_verifier(

@@ -108,7 +108,7 @@ class RowSteps:
 
     def __init__(self, tools: RowTools) -> None:
         self.tools, self.ledger = tools, tools.resources.ledger
-        self.estimates = RouteEstimates(tools.resources.router, tools.resources.is_usable)
+        self.estimates = RouteEstimates(tools.resources.router, tools.resources.can_follow)
         self.cancelled = threading.Event()
         self._runs: set[StoppableRun] = set()
         self._runs_lock = threading.Lock()

@@ -88,13 +88,19 @@ def restricted_for(
 def pending_pairs(state: State, resources: WorkflowResources) -> list[str]:
     """The pairs of the plan that are not tried yet, that may be used, and whose model has not failed.
 
-    A check only where there is an answer.
+    A check only where there is an answer, of another model.
     """
     pairs = state["plan"]["pairs"] if state["plan"] else []
     left = [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
-    if not state["votes"]:
-        left = [pair for pair in left if not Pair.parse(pair).is_check]
+    answered_by = [Pair.parse(pair).model for pair, _ in state["votes"][-1:]]
+    left = [pair for pair in left if not Pair.parse(pair).is_check or _is_other(pair, answered_by, resources)]
     return [pair for pair in left if not resources.residency or resources.is_usable(Pair.parse(pair))]
+
+
+def _is_other(check: str, answered_by: list[str], resources: WorkflowResources) -> bool:
+    """Whether a check is of a model that did not give the last answer; no where there is none."""
+    verifier = Pair.parse(check).model
+    return bool(answered_by) and not resources.catalogue.is_same_model(verifier, answered_by[0])
 
 
 def row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:

@@ -596,7 +596,8 @@ class Workflow:
             row
             for row in self._estimate(state)[1]
             if not tried & {str(pair) for pair in row.plan.pairs}
-            and all(resources.is_usable(pair) and may_ask(state, pair) for pair in row.plan.pairs)
+            and resources.can_follow(row.plan)
+            and all(may_ask(state, pair) for pair in row.plan.pairs)
         ]
 
     def _model_call(self, state: State, runtime: Runtime[Allowance]) -> ModelCall:

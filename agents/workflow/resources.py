@@ -19,7 +19,8 @@ from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.residency import NO_RESTRICTION, Residency
-from viaticum.routers.query import Policy, QueryRouter
+from viaticum.routers.query import Plan, Policy, QueryRouter
+from viaticum.routers.query.plans import BY_CHECK
 from viaticum.types import Pair
 
 BACKOFF = 0.5  # seconds before the second try, doubled before each further one
@@ -72,3 +73,13 @@ class WorkflowResources:
     latencies: CallLatencies | None = None
     sessions: Sessions = field(default_factory=Sessions)
     can_restart: bool = True
+
+    def is_self_check(self, plan: Plan) -> bool:
+        """Whether a model would check its own answer, under another name or as a member of a pair."""
+        return plan.need == BY_CHECK and self.catalogue.is_same_model(
+            *(each.model for each in plan.pairs[:2])
+        )
+
+    def can_follow(self, plan: Plan) -> bool:
+        """Whether all models of a plan can be used here, and none checks its own answer."""
+        return all(map(self.is_usable, plan.pairs)) and not self.is_self_check(plan)

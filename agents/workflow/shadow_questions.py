@@ -51,7 +51,7 @@ def same_pair(sampled: Sampled, resources: WorkflowResources) -> Pair | None:
     """The pair that alone gave the answer and would again, which tells nothing and costs money."""
     limit = output_limit(resources.catalogue, sampled.settings)
     rows = estimate(resources.router, sampled.query, limit)[1]
-    rows = [row for row in rows if all(map(resources.is_usable, row.plan.pairs))]
+    rows = [row for row in rows if resources.can_follow(row.plan)]
     if len(sampled.routes) != 1 or not rows:
         return None
     is_same = str(choose_plan(rows, None, sampled.policy).plan) == sampled.routes[0]

@@ -171,12 +171,12 @@ def indexed_plans(router: RTRRouter, matrix: OutcomeMatrix) -> list[IndexedPlan]
 
 
 def simulated_rows(router: RTRRouter, matrix: OutcomeMatrix) -> Array:
-    """Mask of the questions that all plans of the router can be followed on [Q]."""
+    """Mask of the questions that all plans of the router can be followed on, at known cost [Q]."""
     rows = matrix.complete
     for order, _ in indexed_plans(router, matrix):
         for column in order:
             if column >= len(matrix.pairs):
-                rows = rows & matrix.verdict_known(column)
+                rows = rows & matrix.verdict_priced(column)
     return rows
 
 

@@ -105,11 +105,11 @@ class OutcomeMatrix:
         return correct, dollars, answers
 
     def without_partial_verdicts(self) -> OutcomeMatrix:
-        """Without the verdicts of columns that are not known on every question."""
+        """Without the verdicts of columns that are not known, with their cost, on every question."""
         if self.verdicts is None:
             return self
         numbers = range(len(self.verdicts.columns))
-        whole = [number for number in numbers if self.verdict_known(len(self.pairs) + number).all()]
+        whole = [number for number in numbers if self.verdict_priced(len(self.pairs) + number).all()]
         return replace(self, verdicts=self.verdicts.columns_of(whole) if whole else None)
 
     def pair_of(self, column: int) -> Pair:
@@ -125,6 +125,14 @@ class OutcomeMatrix:
         number = column - len(self.pairs)
         pair, _ = self.verdicts.columns[number]
         return np.asarray(~np.isnan(self.verdicts.yes[:, number]) | (self.answers[:, pair] < 0))
+
+    def verdict_priced(self, column: int) -> Array:
+        """As `verdict_known`, where the cost of the verdict is known too [Q]."""
+        assert self.verdicts is not None
+        number = column - len(self.pairs)
+        pair, _ = self.verdicts.columns[number]
+        priced = ~np.isnan(self.verdicts.cost[:, number]) | (self.answers[:, pair] < 0)
+        return np.asarray(self.verdict_known(column) & priced)
 
     def concat(self, other: OutcomeMatrix) -> OutcomeMatrix:
         """The rows of both, which have the same pairs. A question in both has two rows."""
@@ -155,7 +163,7 @@ class OutcomeMatrix:
                 counts.
             pairs: the columns; rows of other pairs are left out. By default all pairs of the table.
             live: outcomes of live runs: their cost may be unknown, and of contradicting rows the last counts.
-            verdicts: on answers of the table (`viaticum.outcomes.read_verdicts`).
+            verdicts: on answers of the table (`viaticum.outcomes.read_verdicts`); their cost may be unknown.
 
         Raises:
             DataError: an empty table, rows that contradict each other, values that are not numbers, one id of
@@ -206,9 +214,10 @@ class OutcomeMatrix:
                 known = answer_numbers[cell[0]]
                 answers[cell] = known.setdefault(answer, len(known))
         arrays = (correct, tokens, cost, truncated, answers, seconds)
-        of_verdicts = [_cost(row, prices, needed=True) for row in verdicts]
+        of_verdicts = [_cost(row, prices, needed=False) for row in verdicts]
         laid_out = lay_out(verdicts, tuple(columns), rows, correct, of_verdicts) if verdicts else None
-        return cls(tuple(columns), tuple(rows), tuple(texts), *arrays, verdicts=laid_out)
+        found = laid_out if laid_out is not None and laid_out.columns else None
+        return cls(tuple(columns), tuple(rows), tuple(texts), *arrays, verdicts=found)
 
     def check(self) -> None:
         """Raise `DataError` where there is too little to fit on."""

@@ -101,7 +101,8 @@ def search_checks(
 
     For each fold the best plan with a check and the best other one are chosen without it, and compared on it:
     the mean gain, cost taken off, has to be `CHECK_ERRORS` standard errors above 0. A verifier counts that
-    was asked about every answer, of questions that every pair was asked.
+    was asked about every answer, of questions that every pair was asked; where the costs of verdicts are
+    unknown, on the other questions.
 
     Args:
         matrix: the outcome table.
@@ -109,33 +110,50 @@ def search_checks(
         groups: of questions that are alike [Q].
         folds: of whole groups [Q].
     """
-    rows = matrix.complete
-    if rows.sum() < MIN_QUESTIONS:
-        return []
-    complete = matrix.select(rows)
-    known, candidates = complete.with_verdicts(), _check_candidates(complete)
-    if not candidates:
-        return []
-    checked, usual = (_results(plans, known) for plans in (candidates, others))
-    of_group = np.unique(groups[rows], return_inverse=True)[1]
-    found = []
-    for weight in COST_WEIGHTS:
-        values = [correct - weight * cost for correct, cost in (checked, usual)]
-        gains = _gains_outside(values[0], values[1], folds.numpy()[rows])
-        error = np.sqrt((np.bincount(of_group, gains - gains.mean()) ** 2).sum()) / len(gains)
-        if gains.mean() > CHECK_ERRORS * error:
-            found.append(candidates[int(values[0].mean(0).argmax())])
+    found: list[IndexedPlan] = []
+    for rows, columns in _columns_by_questions(matrix):
+        found += _worth_their_cost(matrix.select(rows), columns, others, groups[rows], folds.numpy()[rows])
     return list(dict.fromkeys(found))
 
 
-def _check_candidates(matrix: OutcomeMatrix) -> list[IndexedPlan]:
-    """Each verdict with each pair that costs more than the one checked."""
-    dollars = matrix.cost.mean(0)
+def _columns_by_questions(matrix: OutcomeMatrix) -> list[tuple[Array, list[int]]]:
+    """The verdicts that count, by the questions on which their costs are known: a mask [Q] and columns."""
+    found: dict[bytes, tuple[Array, list[int]]] = {}
     columns = () if matrix.verdicts is None else matrix.verdicts.columns
+    for column in range(len(matrix.pairs), len(matrix.pairs) + len(columns)):
+        rows = matrix.complete & matrix.verdict_priced(column)
+        if matrix.verdict_known(column)[matrix.complete].all() and rows.sum() >= MIN_QUESTIONS:
+            found.setdefault(rows.tobytes(), (rows, []))[1].append(column)
+    return list(found.values())
+
+
+def _worth_their_cost(
+    matrix: OutcomeMatrix, columns: Sequence[int], others: Sequence[IndexedPlan], groups: Array, folds: Array
+) -> list[IndexedPlan]:
+    """The plans of `search_checks` with the verdicts of these columns, on questions where all is known."""
+    known, candidates = matrix.with_verdicts(), _check_candidates(matrix, columns)
+    if not candidates:
+        return []
+    checked, usual = (_results(plans, known) for plans in (candidates, others))
+    of_group = np.unique(groups, return_inverse=True)[1]
+    found = []
+    for weight in COST_WEIGHTS:
+        values = [correct - weight * cost for correct, cost in (checked, usual)]
+        gains = _gains_outside(values[0], values[1], folds)
+        error = np.sqrt((np.bincount(of_group, gains - gains.mean()) ** 2).sum()) / len(gains)
+        if gains.mean() > CHECK_ERRORS * error:
+            found.append(candidates[int(values[0].mean(0).argmax())])
+    return found
+
+
+def _check_candidates(matrix: OutcomeMatrix, columns: Sequence[int]) -> list[IndexedPlan]:
+    """Each of these verdicts with each pair that costs more than the one checked."""
+    assert matrix.verdicts is not None
+    dollars, checked = matrix.cost.mean(0), matrix.verdicts.columns
     return [
         ((pair, column, last), BY_CHECK)
-        for column, (pair, _) in enumerate(columns, len(matrix.pairs))
-        if matrix.verdict_known(column).all()
+        for column in columns
+        for pair in [checked[column - len(matrix.pairs)][0]]
         for last in np.flatnonzero(dollars > dollars[pair]).tolist()
     ]
 

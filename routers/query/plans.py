@@ -3,7 +3,8 @@
 A plan calls its pairs in order and stops as soon as `need` of them gave the same answer; where that never
 happens, the most frequent answer counts, among equals the latest. A single pair is the plan of length one.
 A plan with a check asks a pair, then another model whether that answer is right (strategy `verify`). A yes
-ends the plan; else its last pair is asked, whose answer counts where it gives one.
+ends the plan; else its last pair is asked, whose answer counts where it gives one. No model checks its own
+answer: what it got wrong once it mostly calls right (arXiv 2310.01798).
 
 Since the outcome table holds every pair's answer to every question, the result of a plan is read from it, not
 estimated (`simulate`), and a library of useful plans is searched for (`search`). The routing papers have no
@@ -29,6 +30,9 @@ Array = np.ndarray[Any, Any]
 # Indices of the pairs, and `Plan.need`. Verdicts come after the pairs (`OutcomeMatrix.with_verdicts`).
 IndexedPlan = tuple[tuple[int, ...], int]
 BY_CHECK = 1  # `Plan.need` where a check decides
+SELF_CHECK = (
+    "it finds its own errors right (arXiv 2310.01798, 2404.13076): name another model as the verifier"
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,7 +44,7 @@ class Plan:
         need: equal answers that end the plan; 1 where a check does.
 
     Raises:
-        InputError: no pairs, one of them twice, or a check elsewhere.
+        InputError: no pairs, one of them twice, a check elsewhere, or a model that checks its own answer.
     """
 
     pairs: tuple[Pair, ...]
@@ -51,6 +55,8 @@ class Plan:
             raise InputError("a plan asks at least one pair, and each once")
         checks = [pair.is_check for pair in self.pairs]
         if checks == [False, True, False] and self.need == BY_CHECK:
+            if self.pairs[0].model == self.pairs[1].model:
+                raise InputError(f"{self.pairs[0].model} does not check its own answers; {SELF_CHECK}")
             return
         if len(checks) > 1 and any(checks):
             raise InputError("a plan with a check is a pair, the check and another pair, and needs 1 answer")

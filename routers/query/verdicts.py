@@ -25,7 +25,7 @@ class Verdicts:
     Args:
         columns: index of the checked pair among those of the matrix, and the verifier, of each column.
         yes: 1 where the verifier said that the answer is right, else 0 [Q, V].
-        cost: dollars [Q, V].
+        cost: dollars; NaN also where they are not known [Q, V].
         seconds: NaN also where they are not known [Q, V].
     """
 
@@ -68,14 +68,16 @@ def lay_out(
     correct: Array,
     costs: Sequence[float],
 ) -> Verdicts:
-    """The verdicts on answers of a matrix; those on other pairs or questions are left out.
+    """The verdicts on answers of a matrix.
+
+    Those on other pairs or questions are left out, and those of a model on its own answers.
 
     Args:
         verdicts: rows of verdicts.
         pairs: of the matrix.
         rows: its row of each data set and question id.
         correct: its outcomes [Q, P].
-        costs: dollars of each verdict.
+        costs: dollars of each verdict; NaN where they are not known.
 
     Raises:
         DataError: a verdict is on an answer that is another one in the table.
@@ -84,7 +86,7 @@ def lay_out(
     cells: list[tuple[Outcome, float, int, tuple[int, str]]] = []
     for row, cost in zip(verdicts, costs, strict=True):
         number, pair = rows.get((row.dataset, str(row.question_id))), checked_pair(row)
-        if number is None or pair not in numbers:
+        if number is None or pair not in numbers or pair.model == row.model:
             continue
         column = (numbers[pair], row.model)
         is_yes = row.answer == "yes"
@@ -106,13 +108,15 @@ def lay_out(
 def verifier_facts(verdicts: Verdicts, pairs: Sequence[Pair], correct: Array) -> list[dict[str, Any]]:
     """Of each verifier and pair: how often it says yes to right and to wrong answers, and what it costs.
 
-    None where no answer was right, or wrong. correct: of the matrix [Q, P].
+    None where no answer was right, or wrong, and where no cost is known; `without_cost` counts those that are
+    not. correct: of the matrix [Q, P].
     """
     found = []
     for number, (pair, verifier) in enumerate(verdicts.columns):
         known = ~np.isnan(verdicts.yes[:, number])
         right = known & (correct[:, pair] == 1)
         wrong = known & (correct[:, pair] == 0)
+        costs = verdicts.cost[known & ~np.isnan(verdicts.cost[:, number]), number]
         found.append(
             {
                 "verifier": verifier,
@@ -120,7 +124,8 @@ def verifier_facts(verdicts: Verdicts, pairs: Sequence[Pair], correct: Array) ->
                 "answers": int(known.sum()),
                 "yes_if_right": _share(verdicts.yes[right, number]),
                 "yes_if_wrong": _share(verdicts.yes[wrong, number]),
-                "cost": float(verdicts.cost[known, number].mean()),
+                "cost": float(costs.mean()) if len(costs) else None,
+                "without_cost": int(known.sum()) - len(costs),
             }
         )
     return found

@@ -228,7 +228,8 @@ def _print_verifiers(rows: Sequence[dict[str, Any]]) -> None:
     cells = []
     for each in rows:
         shares = share(each["yes_if_right"]), share(each["yes_if_wrong"])
-        cells.append((each["verifier"], each["pair"], str(each["answers"]), *shares, f"${each['cost']:.2g}"))
+        cost = "-" if each["cost"] is None else f"${each['cost']:.2g}"
+        cells.append((each["verifier"], each["pair"], str(each["answers"]), *shares, cost))
     print_table(("verifier", "answers of", "verdicts", "yes if right", "yes if wrong", "cost mean"), cells)
 
 

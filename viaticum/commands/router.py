@@ -80,6 +80,8 @@ def fit(
     if "verifiers" in facts:
         checks = sum(any(pair.is_check for pair in plan.pairs) for plan in router.plans)
         typer.echo(f"verdicts of {_verifiers(facts)}: {checks} plans with a check are worth their cost")
+        if unknown := sum(each["without_cost"] for each in facts["verifiers"]):
+            typer.echo(f"{unknown} verdicts of unknown cost count for how often verifiers are right alone")
     typer.echo(f"router in {out}")
 
 

@@ -1008,7 +1008,7 @@ def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, pl
         return held if row.plan.pairs[0] == EXPENSIVE else 60_000
 
     planner = RowPlanner(
-        RouteEstimates(two_plans_router(), lambda pair: True),
+        RouteEstimates(two_plans_router(), lambda plan: True),
         "paced",
         left=lambda: 550_000,
         elapsed=lambda: 0.0,
@@ -1022,7 +1022,7 @@ def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, pl
 
 def test_what_a_cheaper_plan_costs_says_nothing_of_the_one_that_was_chosen() -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(1, 65)]
-    estimates = RouteEstimates(two_plans_router(), lambda pair: True)
+    estimates = RouteEstimates(two_plans_router(), lambda plan: True)
 
     def forecast(instead: Plan | None) -> float:
         planner = RowPlanner(

@@ -234,7 +234,7 @@ def test_no_row_begins_after_the_deadline(tmp_path: Path) -> None:
 def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(40)]
     planner = RowPlanner(
-        RouteEstimates(two_plans_router(), lambda pair: True),
+        RouteEstimates(two_plans_router(), lambda plan: True),
         "paced",
         left=lambda: 10**12,
         elapsed=lambda: began,
@@ -252,7 +252,7 @@ def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
 
 def test_a_row_that_goes_on_as_it_was_decided_is_closed_for_the_pacer() -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(64)]
-    estimates = RouteEstimates(two_plans_router(), lambda pair: True)
+    estimates = RouteEstimates(two_plans_router(), lambda plan: True)
 
     def forecast(took: Plan | None) -> int:
         planner = RowPlanner(

@@ -13,6 +13,7 @@ from synthetic_outcomes import Words, a_question, outcomes
 from workflow_client import ScriptedModel, row, scripted_catalogue
 
 from viaticum import Viaticum
+from viaticum.agents.batch.planned_rows import RouteEstimates
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.state import RowAllowance
@@ -233,6 +234,38 @@ def test_a_plan_whose_verifier_is_not_here_is_left_out(tmp_path: Path) -> None:
         assert len(client.solve("What is 2 + 3?", kind="number").routes) == 1
 
 
+@pytest.mark.parametrize("alias", ["another name", "a member of a pair"])
+def test_a_model_does_not_check_its_own_answer_under_another_name(tmp_path: Path, alias: str) -> None:
+    """Two entries of one provider's model, or the verifier decodes with another one the answers it checks."""
+    specs = {spec.name: spec for spec in scripted_catalogue(NAMES).values()}
+    remote = {"kind": "remote", "text": None, "litellm_model": "openai/gpt-4o"}
+    if alias == "another name":
+        specs |= {name: specs[name].model_copy(update=remote) for name in ("small", "judge")}
+    else:
+        changed = {"kind": "pair", "text": None, "small": "judge", "large": "big"}
+        specs["small"] = specs["small"].model_copy(update=changed)
+        specs |= {
+            name: specs[name].model_copy(update={"kind": "local", "text": None}) for name in ("judge", "big")
+        }
+    listed = Catalogue(specs.values())
+    assert listed.is_same_model("small", "judge")
+    assert not listed.is_same_model("judge", "big")
+    models: Any = {name: ScriptedModel(name, "The answer is 5.") for name in NAMES}
+    settings: dict[str, Any] = {"router": Checking(), "models": models, "catalogue": listed}
+    with Viaticum("0.01", folder=tmp_path, **settings) as client:
+        assert len(client.solve("What is 2 + 3?", kind="number").routes) == 1
+        resources = client._resources
+        plan = Plan((SMALL, CHECK, BIG), 1)
+        assert resources.is_self_check(plan)
+        assert plan not in [
+            row.plan for row in RouteEstimates(Checking(), resources.can_follow).of(Query("2?"))[0]
+        ]
+        decided = RowAllowance(budget=resources.budget, on_short="cheaper", run="job/q1", plan=plan)
+        question: Any = {"question": "What is 2 + 3?", "kind": "number"}
+        Workflow(resources).build().invoke(question, context=decided)
+    assert models["judge"].calls == 0
+
+
 def test_verify_answers_no_question(tmp_path: Path) -> None:
     client, models = ask(tmp_path, ("", RIGHT, ""), model="judge", strategy="verify")
     with client, pytest.raises(InputError, match="answers no question"):
@@ -267,9 +300,7 @@ def test_a_router_that_learned_from_verdicts_asks_the_verifier(tmp_path: Path) -
     router = RTRRouter.load(tmp_path / "router", Words())  # type: ignore[arg-type]
     texts = {"tiny": "The answer is 3.", "mid": "The answer is 4.", "judge": WRONG, "big": "The answer is 5."}
     models: Any = {name: ScriptedModel(name, text) for name, text in texts.items()}
-    spec = scripted_catalogue(NAMES)["judge"]
-    listed = Catalogue(spec.model_copy(update={"name": name}) for name in texts)
-    settings: dict[str, Any] = {"router": router, "models": models, "catalogue": listed}
+    settings: dict[str, Any] = {"router": router, "models": models, "catalogue": scripted_catalogue(texts)}
     with Viaticum("1", folder=tmp_path, policy="weighted:100", **settings) as client:
         answer = client.solve(a_question("kin", np.random.default_rng(1)), kind="number")
     assert answer.value is not None

@@ -71,6 +71,9 @@ def checks_of(router: RTRRouter) -> list[Plan]:
 def test_a_plan_with_a_check_is_validated_and_printed() -> None:
     small, check, big = Pair("small", "cot"), Pair("judge", "verify"), Pair("big", "cot")
     assert str(Plan((small, check, big), 1)) == "small+cot if judge+verify says yes, else big+cot"
+    assert Plan((small, Pair("big", "verify"), big), 1)  # whoever checks may answer afterwards
+    with pytest.raises(InputError, match="small does not check its own answers"):
+        Plan((small, Pair("small", "verify"), big), 1)
     wrong = (((small, check, big), 2), ((check, small, big), 1), ((small, big, check), 1), ((small, big), 1))
     for pairs, need in (*wrong, ((small, check), 1), ((small, check), 2)):
         with pytest.raises(InputError):
@@ -226,6 +229,78 @@ def test_verdicts_with_holes_and_on_other_answers() -> None:
     prices = {pair.model: (1.0, 1.0) for pair in PAIRS}
     with pytest.raises(InputError, match="judge"):
         OutcomeMatrix.from_outcomes(rows, prices, verdicts=said)
+
+
+def test_what_a_model_says_of_its_own_answers_is_left_out() -> None:
+    """However well it looks: with it nothing is planned, nor told, and other models' verdicts still count."""
+    rows = outcomes(300)
+    of_mid = [replace(row, model="mid") for row in verdicts(rows, **GOOD)]  # type: ignore[arg-type]
+    own = [row for row in of_mid if row.strategy.startswith("verify:mid+")]
+    assert own
+    assert OutcomeMatrix.from_outcomes(rows, verdicts=own).verdicts is None
+    matrix = OutcomeMatrix.from_outcomes(rows, verdicts=[*verdicts(rows, **GOOD), *of_mid])  # type: ignore[arg-type]
+    assert matrix.verdicts is not None
+    assert {matrix.pairs[pair].model for pair, by in matrix.verdicts.columns if by == "mid"} == {
+        "tiny",
+        "big",
+    }
+    router = fit(matrix, Words())  # type: ignore[arg-type]
+    assert {plan.pairs[1].model for plan in checks_of(router) if plan.pairs[0].model == "mid"} == {"judge"}
+
+
+def test_verdicts_of_unknown_cost_count_where_no_cost_is_needed(tmp_path: Path) -> None:
+    rows = outcomes(300)
+    said = verdicts(rows, **GOOD)  # type: ignore[arg-type]
+    third = [
+        replace(row, cost_nanousd=None if number % 3 == 0 else 100_000) for number, row in enumerate(said)
+    ]
+    for path in (tmp_path / "known.jsonl", tmp_path / "known.parquet"):
+        write_outcomes(path, [*rows, *third])
+        assert read_verdicts(path) == third
+    matrix = OutcomeMatrix.from_outcomes(rows, verdicts=third)
+    router = fit(matrix, Words())  # type: ignore[arg-type]
+    assert checks_of(router), "the other questions show what it is worth"
+    facts = router.parameters.facts["verifiers"]
+    assert sum(each["without_cost"] for each in facts) == len(third[::3])
+    assert all(each["answers"] == 300 and each["cost"] == pytest.approx(0.0001) for each in facts)
+    column = len(router.pairs) + router.plans[len(router.pairs) :].index(checks_of(router)[0])
+    correct, cost = router.parameters.correct[:, column], router.parameters.cost[:, column]
+    assert not correct.isnan().any()
+    assert 0 < int(cost.isnan().sum()) < 200
+    for row in router.plans_for(Query(a_question("kin", np.random.default_rng(1)))):
+        assert row.expected_cost > 0
+    result = evaluate(router, matrix, budgets=(0.001,))
+    assert 0 < result["questions"] < 300
+    assert 0 < result["curve"][0]["cost"] < 0.01
+    assert matrix.without_partial_verdicts().verdicts is None
+    evaluate_leaving_out(matrix, Words(), budgets=(0.001,))  # type: ignore[arg-type]
+
+
+def test_verdicts_of_which_no_cost_is_known_say_how_often_they_are_right() -> None:
+    rows = outcomes(120)
+    said = [replace(row, cost_nanousd=None) for row in verdicts(rows, **GOOD)]  # type: ignore[arg-type]
+    matrix = OutcomeMatrix.from_outcomes(rows, verdicts=said)
+    router = fit(matrix, Words())  # type: ignore[arg-type]
+    assert not checks_of(router)
+    facts = router.parameters.facts["verifiers"]
+    assert [(each["cost"], each["without_cost"]) for each in facts] == [(None, 120)] * 4
+    assert all(each["yes_if_right"] > 0.8 for each in facts)
+    prices = dict.fromkeys(("tiny", "mid", "big", "judge"), (1.0, 1.0))
+    assert OutcomeMatrix.from_outcomes(rows, prices, verdicts=said).verdicts is not None
+
+
+def test_one_verifier_of_unknown_cost_takes_nothing_from_another() -> None:
+    rows = outcomes(300)
+    said = verdicts(rows, **GOOD)  # type: ignore[arg-type]
+    unpriced = [
+        replace(row, model="other", cost_nanousd=None if number % 8 else 100_000)
+        for number, row in enumerate(said)
+    ]
+    alone, beside = (
+        fit(OutcomeMatrix.from_outcomes(rows, verdicts=each), Words())  # type: ignore[arg-type]
+        for each in (said, [*said, *unpriced])
+    )
+    assert set(checks_of(alone)) <= set(checks_of(beside))
 
 
 def test_a_verdict_on_no_pair_is_told_with_its_row(tmp_path: Path) -> None:
