@@ -28,10 +28,46 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from viaticum.decoders.blocks import BlockPool
+from viaticum.decoders.memory import is_out_of_memory
 from viaticum.errors import ModelError
 
 NAME = "viaticum_slots"
 MAX_KEY_RATIO = 1.25  # of the longest to the shortest row of a span on a CPU
+# Kinds of layers that keep keys and values alone. In its first chunk, chunked attention is full attention.
+KINDS = frozenset(("full_attention", "sliding_attention", "chunked_attention"))
+MASKED_WINDOWS = ("phimoe",)  # model types that tell their mask of a window, and not their attention
+
+
+def check_layers(config: Any) -> None:
+    """Check that keys and values are all that a model keeps of a text.
+
+    config: of a transformers model.
+
+    Raises:
+        ModelError: some of its layers keep a state, or select their keys by another rule.
+    """
+    text = config.get_text_config()
+    others = sorted({*(getattr(text, "layer_types", None) or ())} - KINDS)
+    if others:
+        raise ModelError(
+            f"a model of type {text.model_type} has layers of kind {', '.join(others)}, which keep more of a "
+            "text than keys and values or read other keys, and are not computed here; serve it with vLLM or "
+            'SGLang (engine = "served"), or take another model'
+        )
+
+
+def unmasked_length(config: Any) -> int | None:
+    """Positions within which masks hide later tokens alone, where `slot_attention` is not told of more.
+
+    None: no limit.
+
+    config: of a transformers model.
+    """
+    text = config.get_text_config()
+    if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+        return int(text.attention_chunk_size)
+    window = getattr(text, "sliding_window", None) if text.model_type in MASKED_WINDOWS else None
+    return None if window is None else int(window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +188,23 @@ def attending(spans: Sequence[Span], model: Any) -> Iterator[None]:
 
     Raises:
         ModelError: no layer used the spans. The model then has an attention of its own, which ignores the
-            slots and would mix sequences up.
+            slots and would mix sequences up, or fails.
     """
     context = AttentionContext(spans)
     token = _CONTEXT.set(context)
+    failure = ""
     try:
         yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if context.layers or is_out_of_memory(error):
+            raise
+        failure = f" ({error})"
     finally:
         _CONTEXT.reset(token)
     if not context.layers:
         raise ModelError(
             f"{type(model).__name__} has an attention of its own, which cannot read from the slots of "
-            "several texts; take a model whose attention transformers lets others replace "
+            f"several texts{failure}; take a model whose attention transformers lets others replace "
             "(AttentionInterface)"
         )
 
@@ -189,7 +230,7 @@ def slot_attention(
     tanh(score / c).
 
     Raises:
-        ModelError: the model has attention sinks (`s_aux`), which are not computed here.
+        ModelError: the model has attention sinks (`s_aux`) or masks of its own, which are not computed here.
     """
     if s_aux is not None:
         raise ModelError(
@@ -198,6 +239,10 @@ def slot_attention(
     context = _CONTEXT.get()
     assert context is not None, "a runner calls its model within `attending`"
     context.layers += 1
+    if attention_mask is not None and (attention_mask.shape[1] > 1 or _is_masked(attention_mask, context)):
+        raise ModelError(
+            "this model's layers compute masks of their own, which Viaticum does not read; take another model"
+        )
     batch, query_heads, steps, dim = query.shape
     kv_heads, width = key.shape[1], value.shape[-1]
     groups = query_heads // kv_heads
@@ -224,6 +269,11 @@ def slot_attention(
         )
         found[0, span.tokens] = out.view(rows, query_heads, new, width).transpose(1, 2).flatten(0, 1)
     return found, None
+
+
+def _is_masked(mask: Tensor, context: AttentionContext) -> bool:
+    """Whether a layer got another mask than the single element that stands for none."""
+    return bool(context.spans) and mask.numel() > 1
 
 
 def _within_window(mask: Tensor, window: int) -> Tensor:

@@ -112,16 +112,19 @@ class DecoderConfig:
         """Check that a request can be decoded.
 
         Raises:
-            InputError: a token of the prompt is not in the vocabulary.
+            InputError: a token of a prompt is not one of the model that reads it.
             PromptTooLong: prompt and longest answer do not fit the context of both models.
         """
-        rows = self.vocabulary.rows
         for model, runner in self.runners.items():
             prompt = request.prompts[model]
             lowest, highest = min(prompt), max(prompt)
-            if lowest < 0 or highest >= rows:
+            # Each reads its own: a chat template may have tokens for which only this model has rows.
+            if lowest < 0 or highest >= runner.vocabulary:
                 token = lowest if lowest < 0 else highest
-                raise InputError(f"the prompt has a token {token}; tokens are 0 to {rows - 1}")
+                raise InputError(
+                    f"the prompt of {self.names[model]} has a token {token}; its tokens are 0 to "
+                    f"{runner.vocabulary - 1}"
+                )
             if len(prompt) + request.max_new_tokens > runner.context:
                 raise PromptTooLong(
                     f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones do not fit "

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
+from viaticum.decoders.attention import check_layers
 from viaticum.decoders.devices import resolve_device, resolve_dtype
 from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.graphs import GraphRunner
@@ -31,6 +33,7 @@ from viaticum.gguf.conversion import convert_tensors
 from viaticum.gguf.file import read_header
 
 Engine = Literal["auto", "torch", "llama", "served"]
+MESSAGE = 300  # characters of an error of transformers that are shown
 
 
 class LoadOptions(TypedDict, total=False):
@@ -220,22 +223,46 @@ def _load_weights(path: str | Path, dtype: torch.dtype, device: torch.device) ->
     options: dict[str, Any] = {}
     if device.type != "cpu" and find_spec("accelerate"):
         options["device_map"] = {"": device}
+    config = _read_config(Path(path))
+    check_layers(config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
+            config=config,
             dtype=dtype,
             attn_implementation=ATTENTION,
             local_files_only=True,
+            trust_remote_code=False,  # left open, transformers asks on the terminal
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in `info`
             **options,
         )
-    except OSError as error:  # no weights, or a part of them is missing
+    except (OSError, SafetensorError) as error:  # no weights, or not all of them
         raise WeightsError(f"the weights in {path} cannot be read: {error}; fetch them again") from None
+    except (ImportError, ValueError) as error:
+        raise _not_loadable(Path(path), error) from None
     model: PreTrainedModel = loaded[0]
     _check_complete(Path(path), loaded[1])
     model.to(device)  # type: ignore[arg-type]
     return model
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # of any kind: each family checks its own settings
+        raise _not_loadable(folder, error) from None
+    return config
+
+
+def _not_loadable(folder: Path, error: Exception) -> WeightsError:
+    reason = " ".join(str(error).split())[:MESSAGE]
+    return WeightsError(
+        f"the model in {folder} cannot be loaded: {reason}; the engine torch takes models that transformers "
+        "knows, without code or a quantisation of their own"
+    )
 
 
 def _unpack_gguf(folder: Path) -> None:

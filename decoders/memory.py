@@ -222,13 +222,18 @@ def _free_in_groups() -> Iterator[int]:
                 yield int(found[0]) - int(found[1]) + cached
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a failed allocation."""
+    signs = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        sign in str(error).lower() for sign in signs
+    )
+
+
 def out_of_memory(error: BaseException) -> str:
     """The message of an `error` that is a failed allocation; re-raises any other error."""
     message = str(error)
-    signs = ("not enough memory", "can't allocate memory", "out of memory")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        sign in message.lower() for sign in signs
-    ):
+    if is_out_of_memory(error):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         first = message.splitlines()[0] if message else type(error).__name__

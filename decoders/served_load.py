@@ -68,9 +68,9 @@ def load_served(
         raise InputError('the engine "served" needs the address of a server; give api_base')
     folder = Path(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except OSError as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{folder} needs config.json and the tokenizer of the served model: {str(error).splitlines()[0]}"
         ) from None

@@ -6,6 +6,7 @@ Prefill is split into chunks. Leaves out loading (`decoders.load`), sampling, ro
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
-from viaticum.decoders.attention import attending, spans
+from viaticum.decoders.attention import attending, check_layers, spans, unmasked_length
 from viaticum.decoders.blocks import BLOCK, BlockPool, OutOfBlocks, blocks_of
 from viaticum.decoders.cache import BatchLayout, BlockCache
 from viaticum.decoders.linear import weight_bytes
@@ -43,6 +44,8 @@ class TorchRunner(Runner):
 
     Raises:
         InputError: `slots` or `blocks` is below 1.
+        ModelError: the model cannot be computed here (`check_layers`), or counts the positions of a text
+            itself.
     """
 
     def __init__(
@@ -56,6 +59,12 @@ class TorchRunner(Runner):
     ) -> None:
         if blocks is not None and blocks < 1:
             raise InputError(f"a runner needs at least one block of {BLOCK} positions, got {blocks}")
+        check_layers(model.config)
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise ModelError(
+                f"{type(model).__name__} counts the positions of a text itself, so that several in one "
+                "call would be mixed up; take another model"
+            )
         longest = context_length(model.config, context)
         super().__init__(
             slots=slots,
@@ -304,4 +313,5 @@ def _chunks(
 def context_length(config: Any, limit: int | None) -> int:
     """Maximum positions of one sequence: `limit`, within what the model supports. config: of the model."""
     longest = int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
+    longest = min(longest, unmasked_length(config) or longest)
     return min(limit or longest, longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,21 @@ from tiny_models import SIZES, VOCABULARY, Letters
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BloomConfig,
+    DogeConfig,
+    FalconConfig,
     GPTJConfig,
     GptOssConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     NemotronConfig,
     Phi3Config,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    RecurrentGemmaConfig,
     StableLmConfig,
 )
 
@@ -29,7 +38,7 @@ from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner, load_r
 from viaticum.decoders.call_times import measure
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.runner import RunnerOutput
-from viaticum.errors import ModelError, WeightsError
+from viaticum.errors import ModelError, PromptTooLong, WeightsError
 from viaticum.routers.token import EntropyRouter
 
 LIMIT = 16  # positions from which the rotations below depend on the longest text of a call
@@ -80,6 +89,76 @@ def test_a_family_with_sinks_is_refused() -> None:
     config = GptOssConfig(**SIZES | {"head_dim": 8}, num_local_experts=2, num_experts_per_tok=1)
     with pytest.raises(ModelError, match="sinks"):
         TorchRunner(model_of(config)).extend([0], [[1, 2, 3]])
+
+
+TINY = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            RecurrentGemmaConfig(**TINY, intermediate_size=64, lru_width=32, pad_token_id=0),
+            "recurrent_gemma has layers of kind linear_attention",
+        ),
+        (
+            Lfm2Config(
+                **TINY | {"num_key_value_heads": 2, "pad_token_id": 0}, layer_types=["conv", "full_attention"]
+            ),
+            "lfm2 has layers of kind conv",
+        ),
+        (BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4), "counts the positions"),
+        (
+            BartConfig(
+                vocab_size=VOCABULARY,
+                d_model=32,
+                decoder_layers=2,
+                decoder_attention_heads=4,
+                decoder_ffn_dim=64,
+            ),
+            "counts the positions",
+        ),
+        (FalconConfig(**TINY), "FalconForCausalLM has an attention of its own.*[(]shape"),
+        (
+            DogeConfig(
+                **TINY, intermediate_size=64, num_key_value_heads=2, keep_window_size=4, pad_token_id=0
+            ),
+            "masks of their own",
+        ),
+    ],
+    ids=["recurrent", "convolution", "bloom", "bart", "falcon", "doge"],
+)
+def test_a_model_that_would_be_computed_wrongly_is_refused(config: PreTrainedConfig, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        TorchRunner(model_of(config), slots=2).extend([0, 1], [words(random.Random(0), 9), [4, 5]])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PhimoeConfig(**SIZES | {"pad_token_id": 0}, sliding_window=LIMIT, num_local_experts=2),
+        Llama4TextConfig(
+            **SIZES | {"num_hidden_layers": 4, "pad_token_id": 0},
+            head_dim=8,
+            intermediate_size_mlp=64,
+            attention_chunk_size=LIMIT,
+            num_local_experts=2,
+        ),
+    ],
+    ids=["window", "chunks"],
+)
+def test_a_text_ends_where_a_mask_would_hide_its_beginning(config: PreTrainedConfig) -> None:
+    """The attention is not told of that mask; up to there it hides nothing."""
+    rng, model = random.Random(0), model_of(config)
+    runner = TorchRunner(model_of(config), slots=2, context=4 * LIMIT)
+    assert runner.context == LIMIT
+    texts = [words(rng, LIMIT - 1), words(rng, 5)]
+    runner.extend([0, 1], texts)
+    logits = runner.extend([0, 1], [[3], [4]])
+    for row, text in enumerate(([*texts[0], 3], [*texts[1], 4])):
+        torch.testing.assert_close(logits[row], plain(model, text), atol=2e-4, rtol=1e-3)
+    with pytest.raises(PromptTooLong):
+        runner.extend([0], [[5]])
 
 
 DYNAMIC = LlamaConfig(
@@ -248,3 +327,49 @@ def test_rotation_frequencies_of_old_files_are_passed_over(tmp_path: Path) -> No
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     folder = a_folder(tmp_path, lambda tensors: tensors.update({name: torch.ones(4)}))
     assert load_runner(folder, dtype=torch.float32).vocabulary == VOCABULARY
+
+
+def change_config(folder: Path, **values: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def truncate(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: truncate(folder / "model.safetensors", -64), "cannot be read.*fetch them again"),
+        (lambda folder: truncate(folder / "model.safetensors", 0), "cannot be read.*fetch them again"),
+        (lambda folder: change_config(folder, model_type="zorg"), "cannot be loaded: .*zorg"),
+        (
+            lambda folder: change_config(
+                folder, model_type="zorg", auto_map={"AutoConfig": "configuration.Zorg"}
+            ),
+            "cannot be loaded: .*custom code",
+        ),
+        (
+            lambda folder: change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4}),
+            "cannot be loaded: .*GPTQ",
+        ),
+        (lambda folder: change_config(folder, eos_token_id="</s>"), "cannot be loaded: .*eos_token_id"),
+        (lambda folder: change_config(folder, model_type="t5"), "cannot be loaded: .*T5Config"),
+    ],
+    ids=["cut off", "empty", "unknown", "code", "quantised", "settings", "no causal LM"],
+)
+def test_a_folder_that_cannot_be_loaded_is_an_error_of_its_weights(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    """And asks nothing on the terminal: a server has none."""
+    damage(a_folder(tmp_path, lambda tensors: None))
+    with pytest.raises(WeightsError, match=message):
+        load_runner(tmp_path, dtype=torch.float32)
+
+
+def test_layers_that_are_not_computed_are_refused_before_weights_are_read(tmp_path: Path) -> None:
+    a_folder(tmp_path, lambda tensors: tensors.clear())
+    change_config(tmp_path, layer_types=["linear_attention", "full_attention"])
+    with pytest.raises(ModelError, match="llama has layers of kind linear_attention"):
+        load_runner(tmp_path, dtype=torch.float32)

@@ -78,11 +78,14 @@ def a_request(rng: random.Random, *, sampled: bool) -> Request:
     sampling = Sampling(
         rng.choice([0.5, 1.0, 2.0]), rng.choice([1.0, 0.9]), rng.choice([0, 0, 7, 500]), rng.randrange(1000)
     )
+    small_prompt = rng.choice([None, None, a_text(rng, 20)])
+    # Of a template that the small model does not know.
+    special = [] if small_prompt is None else [rng.randrange(SMALL_ROWS, LARGE_ROWS)]
     return Request(
-        a_text(rng),
+        a_text(rng) + special,
         max_new_tokens=rng.randrange(1, 14),
         sampling=sampling if sampled else Sampling(),
-        small_prompt=rng.choice([None, None, a_text(rng, 20)]),
+        small_prompt=small_prompt,
     )
 
 
@@ -153,6 +156,11 @@ def test_prompts_closing_tags_and_biases_beyond_the_vocabulary_are_refused(
         with pytest.raises(InputError, match="token"):
             decoder.check(request)
     decoder.check(Request([HOLE, TOKENS], 3))
+    decoder.check(Request([1, SMALL_ROWS], 3, small_prompt=[1]))
+    with pytest.raises(
+        InputError, match=f"prompt of large has a token {LARGE_ROWS}; .* 0 to {LARGE_ROWS - 1}"
+    ):
+        decoder.check(Request([1, LARGE_ROWS], 3, small_prompt=[1]))
     alone = MixedDecoder(pair.large, tokenizer=HoledLetters())
     assert alone.config.vocabulary == SharedVocabulary.of(LARGE_ROWS, IDS)
     assert set(alone.generate(Request([1, 2, 3], 20)).trace.tokens) <= IDS
