@@ -228,7 +228,7 @@ class LocalModel(Model):
         if self._small_renderer is None:
             return None
         prompt = prompt or self.prompt(messages, generation)
-        inside = self._renderer.inside_thought(prompt)
+        inside = self._renderer.inside_thought(prompt, messages)
         own = self._small_renderer.prompt_as(messages, generation, inside)
         return None if own == prompt else own
 
@@ -341,7 +341,7 @@ class LocalModel(Model):
         if unknown := [*logprobs, *generation.extra_body]:
             raise InputError(f"{self.name} runs locally and cannot do: {', '.join(unknown)}")
         prompt = self.prompt(messages, generation)
-        inside = self._renderer.inside_thought(prompt)
+        inside = self._renderer.inside_thought(prompt, messages)
         return Request(
             prompt=prompt,
             max_new_tokens=generation.max_new_tokens,

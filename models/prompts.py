@@ -13,7 +13,7 @@ from viaticum.errors import InputError
 from viaticum.messages import fold_system
 from viaticum.models.base import Generation
 from viaticum.models.budget_forcing import opening_ids
-from viaticum.thinking import ThinkingFormat
+from viaticum.thinking import ThinkingFormat, ThinkingSplitter
 from viaticum.types import Message
 
 PROMPT_END = 32  # tokens of a prompt that tell whether it ends inside a thought
@@ -62,7 +62,7 @@ class PromptRenderer:
         opens or closes is opened, closed or left out here.
         """
         ids = self._render_or_fold(messages, generation)
-        own = self.inside_thought(ids)
+        own = self.inside_thought(ids, messages)
         if inside == own or not self._thinking.tags:
             return ids
         if inside:
@@ -75,8 +75,15 @@ class PromptRenderer:
                     return ids[:-cut]
         return ids
 
-    def inside_thought(self, prompt: Sequence[int]) -> bool | None:
-        """Whether a text begins inside a thought after this prompt; None where the prompt does not tell."""
+    def inside_thought(self, prompt: Sequence[int], messages: Sequence[Message] = ()) -> bool | None:
+        """Whether a text begins inside a thought after this prompt; None where the prompt does not tell.
+
+        messages: of the prompt. An answer that they begin may have a thought, open or closed, or none.
+        """
+        if is_prefilled(messages):
+            begun = ThinkingSplitter(self._thinking, inside=False)
+            begun.push(messages[-1]["content"])
+            return begun.inside
         return self._thinking.inside_after(self.tokenizer.decode(list(prompt[-PROMPT_END:])))
 
     def encode(self, text: str) -> list[int]:
@@ -111,9 +118,9 @@ class PromptRenderer:
                 raise InputError(
                     f"{self.name} cannot continue a turn of the assistant: its chat template changes it"
                 ) from None
-            if not type(error).__module__.startswith("jinja2"):
-                raise
             line = getattr(error, "lineno", None)
+            if not type(error).__module__.startswith("jinja2"):  # of an expression of the template
+                raise TemplateRefusal(f"its chat template fails on them: {error!r}") from error
             raise TemplateRefusal(
                 f"line {line} of its chat template: {error}" if line else str(error)
             ) from None

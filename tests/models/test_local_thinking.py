@@ -56,9 +56,10 @@ def write_thinker(folder: Path, template: str) -> None:
 
 
 def ask(
-    folder: Path, template: str, generation: Generation | None = None, **fields: object
+    folder: Path, template: str, generation: Generation | None = None, begun: str = "", **fields: object
 ) -> tuple[str, str, Completion]:
-    """(streamed text, streamed thought, completion)."""
+    """(streamed text, streamed thought, completion). begun: the answer's beginning, which is continued."""
+    prefill: list[Message] = [{"role": "assistant", "content": begun}] if begun else []
     write_thinker(folder, template)
     settings = {
         "name": "thinker",
@@ -70,7 +71,9 @@ def ask(
         "output_price": 1,
     }
     catalogue = Catalogue([ModelSpec.model_validate(settings | fields)])
-    *pieces, completion = LocalModels(catalogue).model("thinker").stream(CHAT, generation or Generation(30))
+    *pieces, completion = (
+        LocalModels(catalogue).model("thinker").stream(CHAT + prefill, generation or Generation(30))
+    )
     assert isinstance(completion, Completion)
     text = "".join(piece for piece in pieces if isinstance(piece, str))
     return text, "".join(each.text for each in pieces if isinstance(each, ThinkingDelta)), completion
@@ -112,3 +115,30 @@ def test_a_model_that_is_not_split_keeps_its_text(tmp_path: Path) -> None:
     text, thinking, completion = ask(tmp_path, TEMPLATE, thinking=False)
     assert (text, thinking) == ("<think>\nabc</think>4.", "")
     assert completion.thinking == ""
+
+
+@pytest.mark.parametrize(
+    ("begun", "text", "thought", "budget"),
+    [
+        ("<think>\na", "4.", "bc", None),
+        ("<think>\na", "abc</think>4.", "b", 1),  # "a" is what this model writes after a new line
+        ("<think>\nabc</think>4", ".", "", 0),
+        ("4", ".", "", 0),
+        ("4", ".", "", None),
+    ],
+)
+@pytest.mark.parametrize("opened", [False, True])
+def test_an_answer_that_was_begun_goes_on_inside_its_thought_or_after_it(
+    tmp_path: Path, begun: str, text: str, thought: str, budget: int | None, opened: bool
+) -> None:
+    """Whatever the model's template does where an answer is not begun."""
+    shown, thinking, completion = ask(
+        tmp_path,
+        TEMPLATE,
+        Generation(30, thinking_budget=budget),
+        begun,
+        thinking={"open": "<think>", "close": "</think>", "opened": opened},
+    )
+    assert (shown, thinking) == (text, thought) == (completion.text, completion.thinking)
+    tokens = completion.usage.models["thinker"].output_tokens
+    assert tokens == len(completion.trace.tokens if completion.trace else ())

@@ -77,6 +77,16 @@ def test_a_chat_that_a_template_refuses_is_told_in_its_words(model: LocalModel) 
         model.prompt(chat, Generation())
 
 
+@pytest.mark.parametrize(
+    "expression",
+    ["m.content + 1", "1 / 0", "m.content.split(0)", "m.content[0:'a']", "m.content.encode('no')"],
+)
+def test_an_expression_that_fails_on_a_chat_refuses_it(model: LocalModel, expression: str) -> None:
+    model.tokenizer.chat_template = f"{{% for m in messages %}}{{{{ {expression} }}}}{{% endfor %}}"
+    with pytest.raises(InputError, match=r"tiny-small cannot read these messages: .*fails on them"):
+        model.prompt([{"role": "user", "content": "How many?"}], Generation())
+
+
 def test_a_last_turn_of_the_assistant_is_continued(model: LocalModel) -> None:
     chat: list[Message] = [
         {"role": "user", "content": "Six times seven?"},
