@@ -157,7 +157,7 @@ class RowSteps:
                     raise pieces.ended_by_caller(Cancelled("the job ends; what was written is charged"))
                 if limit is not None and time.monotonic() - began > limit:
                     raise timed_out(call.model, limit)
-                check_deadline(pieces, deadline, call.model)
+                check_deadline(pieces, deadline)
                 check_budget(pieces, self.ledger, self.tools.resources.budget)
         raise AssertionError("a stream ends with its completion")
 

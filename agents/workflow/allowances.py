@@ -1,4 +1,4 @@
-"""The terms of one run: its allowance with every field set, and the plan that is preferred within it."""
+"""The terms of one run: its allowance with every field set, its deadline, and where its data may go."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from dataclasses import dataclass
 
 from langgraph.runtime import Runtime
 
-from viaticum.agents.workflow.approval import nanousd_left
 from viaticum.agents.workflow.deadlines import Deadline, first_deadline
-from viaticum.agents.workflow.failover import may_ask
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.state import Allowance, RowAllowance, State, residency_of
-from viaticum.budgets import Budget
-from viaticum.budgets.planner import Option, WhenShort
-from viaticum.budgets.planner import plan as plan_within
+from viaticum.budgets.planner import WhenShort
 from viaticum.checks import checked_type, shown
 from viaticum.errors import InputError
 from viaticum.residency import Residency
-from viaticum.routers.query import PlanRoute, PlanRow, Policy, choose_plan
-from viaticum.types import Pair
+from viaticum.routers.query import Policy, as_policy
 
 _PLAIN = (str, bytes, int, float, list, tuple, set, frozenset)  # which no graph takes as its context
 
@@ -34,6 +29,17 @@ class ResolvedAllowance:
     policy: Policy
     on_short: WhenShort
     timeout: float | None
+
+    @classmethod
+    def of(cls, resources: WorkflowResources, state: State, runtime: Runtime[Allowance]) -> ResolvedAllowance:
+        """What the run says, else what the graph's settings say; on_short as a person decided."""
+        given = allowance_in(runtime.context)
+        return cls(
+            budget=given.budget or resources.budget,
+            policy=as_policy(given.policy if given.policy is not None else resources.policy),
+            on_short=state.get("on_short") or given.on_short or resources.on_short,
+            timeout=given.timeout if given.timeout is not None else resources.timeout,
+        )
 
 
 def allowance_in(context: object) -> Allowance:
@@ -85,41 +91,5 @@ def restricted_for(
     return restricted(resources, residency_of(state) & Residency.of(given.only) & of_budget)
 
 
-def pending_pairs(state: State, resources: WorkflowResources) -> list[str]:
-    """The pairs of the plan that are not tried yet, that may be used, and whose model has not failed.
-
-    A check only where there is an answer, of another model.
-    """
-    pairs = state["plan"]["pairs"] if state["plan"] else []
-    left = [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
-    answered_by = [Pair.parse(pair).model for pair, _ in state["votes"][-1:]]
-    left = [pair for pair in left if not Pair.parse(pair).is_check or _is_other(pair, answered_by, resources)]
-    return [pair for pair in left if not resources.residency or resources.is_usable(Pair.parse(pair))]
-
-
-def _is_other(check: str, answered_by: list[str], resources: WorkflowResources) -> bool:
-    """Whether a check is of a model that did not give the last answer; no where there is none."""
-    verifier = Pair.parse(check).model
-    return bool(answered_by) and not resources.catalogue.is_same_model(verifier, answered_by[0])
-
-
 def row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:
     return runtime.context if isinstance(runtime.context, RowAllowance) else None
-
-
-def choose_within(rows: list[PlanRow], lineage: list[Budget], allowance: ResolvedAllowance) -> PlanRoute:
-    """The plan that the policy prefers among those that fit; with on_short "ask" or "stop", among all.
-
-    Raises `BudgetExceeded` if it does not fit.
-    """
-    if allowance.on_short == "cheaper":
-        return choose_plan(rows, nanousd_left(lineage), allowance.policy)
-    preferred = choose_plan(rows, None, allowance.policy)
-    check_fits(preferred, lineage, allowance.on_short)
-    return preferred
-
-
-def check_fits(preferred: PlanRoute, lineage: list[Budget], on_short: WhenShort) -> None:
-    """Raises `BudgetExceeded` where a plan does not fit."""
-    options = [Option(str(preferred.plan), 1.0, preferred.row.cost_p50, preferred.row.cost_p90)]
-    plan_within(lineage, options, on_short)

@@ -182,11 +182,11 @@ def check_budget(pieces: CallStream, ledger: Ledger, budget: str) -> None:
         ledger.check_open(budget)
 
 
-def check_deadline(pieces: CallStream, deadline: Deadline | None, model: Model) -> None:
+def check_deadline(pieces: CallStream, deadline: Deadline | None) -> None:
     """End a call whose deadline has passed, by `DeadlineExceeded`."""
     if deadline is not None and deadline.left <= 0:
         raise pieces.ended_by_caller(
-            deadline.exceeded(f"{model.name} did not end by then; what it read and wrote is charged")
+            deadline.exceeded(f"{pieces.model.name} did not end by then; what it read and wrote is charged")
         )
 
 

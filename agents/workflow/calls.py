@@ -275,7 +275,7 @@ class Calls:
                 return piece
             if is_caller_gone():
                 raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
-            check_deadline(pieces, self.deadline, model)
+            check_deadline(pieces, self.deadline)
             check_budget(pieces, self.ledger, budget)
             yield piece
         raise AssertionError("a stream ends with its completion")

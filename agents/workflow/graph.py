@@ -17,16 +17,14 @@ A node may run again after a kill, a retry or a replay; the ledger, not the chec
 charge. The key of a call is the task id of `start` and the number of the call. The task id is the same
 whenever this run is continued, and differs for every other question of the thread. Each further try of a call
 reserves under a key of its own. A key that has a hold keeps it: `reserve` also dispatches, in one
-transaction, and `settle` posts once and keeps the text. Leaves out how models decode and what strategies
-prompt.
+transaction, and `settle` posts once and keeps the text. Leaves out which pairs are left and how one is chosen
+(`viaticum.agents.workflow.candidates`), and the steps of one call (`viaticum.agents.workflow.node_calls`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -38,11 +36,7 @@ from langgraph.types import Checkpointer, Command, RetryPolicy
 from viaticum.agents.workflow.allowances import (
     ResolvedAllowance,
     allowance_in,
-    check_fits,
-    choose_within,
     deadline_of,
-    pending_pairs,
-    restricted_for,
     row_allowance,
     until_of,
 )
@@ -50,52 +44,26 @@ from viaticum.agents.workflow.approval import (
     approval_request,
     ask_person,
     decision_needed,
-    nanousd_left,
     raise_limit,
     tightest_scope,
 )
-from viaticum.agents.workflow.call_streams import (
-    CallStream,
-    check_budget,
-    check_deadline,
-    settle_on_failure,
-    timed_out,
-)
-from viaticum.agents.workflow.callbacks import StreamReporter
-from viaticum.agents.workflow.calls import NOBODY_WAITS, ModelCall, next_try
-from viaticum.agents.workflow.deadlines import (
-    Deadline,
-    SecondsOf,
-    in_time,
-    seconds_of_pair,
-    seconds_of_plan,
-    too_slow,
-    with_seconds,
-)
-from viaticum.agents.workflow.estimates import estimate, output_limit
+from viaticum.agents.workflow.call_streams import settle_on_failure
+from viaticum.agents.workflow.calls import NOBODY_WAITS, next_try
+from viaticum.agents.workflow.candidates import Candidates, decided_plan, was_left_out
+from viaticum.agents.workflow.deadlines import Deadline, in_time, too_slow, with_seconds
 from viaticum.agents.workflow.failover import (
     FAILOVER,
     Failure,
     cost_of_tries,
     has_written,
     last_failure,
-    may_ask,
     next_call_is_known,
 )
-from viaticum.agents.workflow.latencies import CallLatencies
-from viaticum.agents.workflow.nodes import Node, StoppableRun, is_stopped
+from viaticum.agents.workflow.node_calls import NodeCall
+from viaticum.agents.workflow.nodes import Node, is_stopped
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.serialization import (
-    completion_from_json,
-    completion_to_json,
-    parse_completion,
-    plan_from_hold,
-    plan_to_tags,
-    route_to_json,
-    row_from_json,
-    row_to_json,
-)
-from viaticum.agents.workflow.sessions import count_tokens, route_turn, session_tags
+from viaticum.agents.workflow.serialization import completion_from_json, route_to_json, row_to_json
+from viaticum.agents.workflow.sessions import count_tokens
 from viaticum.agents.workflow.state import (
     Allowance,
     AnswerOutput,
@@ -105,21 +73,15 @@ from viaticum.agents.workflow.state import (
     new_question,
     query_from_input,
     query_of,
-    settings_of,
     turns_of,
 )
-from viaticum.agents.workflow.telemetry import CallSpan, current, route_metadata
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples, why_next
-from viaticum.agents.workflow.watched_router import expected_tags
-from viaticum.budgets import Budget, Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, DeadlineExceeded, ModelError, ModelUnavailable
-from viaticum.generation import NO_SETTINGS
 from viaticum.money import usd_digits
-from viaticum.routers.query import Plan, PlanRoute, PlanRow, as_policy, choose_plan
+from viaticum.routers.query import Plan, PlanRow, choose_plan
 from viaticum.strategies import get as get_strategy
-from viaticum.strategies.verify import AnsweredQuery
-from viaticum.types import Completion, Pair, Route, RoutingTable, Row
+from viaticum.types import Pair, Route, Row
 
 JITTER_SECONDS = 1.0  # that LangGraph may add to the wait before a further try
 _log = logging.getLogger("viaticum")
@@ -132,7 +94,6 @@ class Workflow:
 
     def __init__(self, resources: WorkflowResources) -> None:
         self.resources = resources
-        self._latencies = CallLatencies(resources.ledger)
 
     def build(
         self, checkpointer: Checkpointer | BaseCheckpointSaver[Any] = None, name: str = "viaticum"
@@ -188,59 +149,21 @@ class Workflow:
 
         With none left, or none that fits, the last reading is the answer.
         """
-        plan, tried = state["plan"], state["tried"]
-        resources = restricted_for(self.resources, state, runtime)
+        candidates = self._candidates(state, runtime)
         deadline = deadline_of(self.resources, state, runtime)
         if deadline is not None and deadline.left <= 0:
             return self._on_deadline(state, deadline.exceeded("no further call is made"))
-        pending, failure = pending_pairs(state, resources), last_failure(state)
-        of_pair, of_plan = self._seconds(state)
-        pending = in_time(pending, of_pair, deadline)
+        plan, pending = state["plan"], in_time(candidates.pending(), candidates.seconds_of_pair, deadline)
         if plan and pending:
-            why = failure or why_next(state)
-            return self._select_pair(state, runtime, Pair.parse(pending[0]), why, plan)
+            why = last_failure(state) or why_next(state)
+            return self._select_pair(candidates, runtime, Pair.parse(pending[0]), why, plan)
         if state["votes"]:
             return self._finish(state)  # the other pairs of the plan could not be paid for
-        allowance, decided_plan = self._allowance(state, runtime), self._decided_plan(state, runtime)
-        rows = self._untried_plans(state, resources)
-        if not rows and not tried and decided_plan is None:
-            raise resources.none_usable(row.pair for row in self._estimate(state)[0])
-        rows = allowance.policy.filter_fallbacks(rows) if tried else rows
-        quick = in_time(rows, of_plan, deadline)
-        if rows and not quick and deadline is not None and decided_plan is None:
-            reason = too_slow(rows, of_plan, deadline)
-            return self._on_deadline(state, DeadlineExceeded(f"nothing can end in time: {reason}"))
-        slow, rows = len(rows) - len(quick), quick
-        if allowance.policy.reads_seconds and decided_plan is None:
-            rows = with_seconds(rows, of_plan)
-            if not tried:
-                allowance.policy.check(rows)
-        if tried and not rows and decided_plan is None:
-            return self._finish(state)
-        if not tried:
-            table = [row_to_json(row) for row in self._estimate(state)[0]]
-            runtime.stream_writer({"table": table})
-        if decided_plan is not None:
-            return self._start_plan(state, runtime, decided_plan, "planned")
-        lineage = self.resources.ledger.lineage(allowance.budget)
-        try:
-            route = self._route_turn(state, rows, lineage, allowance) or choose_within(
-                rows, lineage, allowance
-            )
-        except BudgetExceeded as error:
-            if allowance.on_short == "ask" and rows:
-                preferred = choose_plan(rows, None, allowance.policy).row
-                error.budget = tightest_scope(lineage)
-                request = approval_request(
-                    error, self.resources.ledger, preferred, rows, allowance.policy, "route"
-                )
-                return self._request_approval(runtime, request)
-            if allowance.on_short == "stop" or not state["routes"]:
-                raise
-            return self._finish(state, {"reason": f"{state['reason']}; then {error}"})
-        why = f"{failure}; {route.why}" if failure else route.why
-        why += f"; without {slow} that would take too long" if slow else ""
-        return self._start_plan(state, runtime, route.plan, why)
+        decided = decided_plan(self.resources.ledger, state, runtime)
+        if decided is not None:
+            self._stream_table(candidates, runtime)
+            return self._start_plan(candidates, runtime, decided, "planned")
+        return self._choose_plan(candidates, runtime, deadline)
 
     def call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """Reserve the worst case, let the model generate, post the cost: once, however often this node runs.
@@ -261,45 +184,33 @@ class Workflow:
             return self._on_deadline(state, error)
 
     def _call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
-        allowance, call = self._allowance(state, runtime), self._model_call(state, runtime)
+        candidates, allowance = self._candidates(state, runtime), self._allowance(state, runtime)
+        deadline, ledger = deadline_of(self.resources, state, runtime), self.resources.ledger
+        call = NodeCall.of(candidates, runtime, allowance, deadline)
         if is_stopped(runtime):  # while it waited for a further try
             raise ModelError(NOBODY_WAITS)
-        deadline = deadline_of(self.resources, state, runtime)
         if deadline is not None:
             deadline.check()
         if runtime.execution_info is not None and runtime.execution_info.node_attempt > 1:
             runtime.stream_writer({"again": runtime.execution_info.node_attempt})
-        ledger = self.resources.ledger
-        first, parameters = f"{state['run']}/{state['call']}", digest(call.parameters)
-        if row_allowance(runtime) and self._was_left_out(state, runtime, first):
+        first, sent, row = f"{state['run']}/{state['call']}", call.sent, row_allowance(runtime)
+        if row and was_left_out(candidates, first):
             return Command(goto="route")
-        key, hold, wasted = next_try(ledger, first, parameters, runs_here=call.model.runs_here)
-        if hold is None and key != first and row_allowance(runtime) and next_call_is_known(ledger, first):
+        parameters = digest(sent.parameters)
+        key, hold, wasted = next_try(ledger, first, parameters, runs_here=sent.model.runs_here)
+        if hold is None and key != first and row and next_call_is_known(ledger, first):
             return self._ask_another(state, Failure(str(pair_of(state)), "", "before a kill"))
-        with settle_on_failure(ledger, key, call.model, call.messages, call.generation) as pieces:
+        with settle_on_failure(ledger, key, sent.model, sent.messages, sent.generation) as pieces:
             if hold is None:
                 try:
-                    hold = self._reserve(state, runtime, allowance.budget, key, call)
+                    hold = call.reserve(key)
                 except BudgetExceeded as error:
-                    return self._on_budget_exceeded(state, runtime, error, wasted)
+                    return self._on_budget_exceeded(candidates, runtime, error, wasted)
             elif hold.state == "reserved":
                 hold = ledger.dispatch(key)
-            with self._span(state, runtime, call, hold) as span:
-                if hold.result is None:
-                    completion = self._generate(
-                        key, call, pieces, runtime, allowance, deadline, state["route"]
-                    )
-                    result = json.dumps(completion_to_json(completion))
-                    entry = ledger.settle(key, completion.usage.models, result)
-                else:
-                    completion = parse_completion(
-                        hold.result, f"the text of the call {hold.key} in the ledger"
-                    )
-                    entry = ledger.settle(key, completion.usage.models)
-                left = nanousd_left(ledger.lineage(allowance.budget))
-                span.end(completion, entry, left, stored=hold.result is not None)
-        runtime.stream_writer({"cost": entry.nanousd, "left": left, "key": key})
-        return Command(update=after_call(state, completion, hold, entry, wasted), goto="parse")
+            settled = call.settle(hold, pieces)
+        update = after_call(state, settled.completion, hold, settled.entry, wasted)
+        return Command(update=update, goto="parse")
 
     def parse(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """Read the answer from the text; of several samples, take the vote.
@@ -338,47 +249,72 @@ class Workflow:
 
     # Steps of the nodes
 
+    def _candidates(self, state: State, runtime: Runtime[Allowance]) -> Candidates:
+        return Candidates.of(self.resources, state, runtime)
+
     def _allowance(self, state: State, runtime: Runtime[Allowance]) -> ResolvedAllowance:
-        given, resources = allowance_in(runtime.context), self.resources
-        return ResolvedAllowance(
-            budget=given.budget or resources.budget,
-            policy=as_policy(given.policy if given.policy is not None else resources.policy),
-            on_short=state.get("on_short") or given.on_short or resources.on_short,
-            timeout=given.timeout if given.timeout is not None else resources.timeout,
-        )
+        return ResolvedAllowance.of(self.resources, state, runtime)
 
-    def _decided_plan(self, state: State, runtime: Runtime[Allowance]) -> Plan | None:
-        """For a row of a job, the plan decided before this run: by the planner, or by a killed run."""
-        row = row_allowance(runtime)
-        if row is None:
-            return None
-        if not state["tried"] and row.plan is not None:
-            return row.plan
-        hold = self.resources.ledger.hold(f"{state['run']}/{state['call']}")
-        return None if hold is None else plan_from_hold(hold)
+    def _choose_plan(
+        self, candidates: Candidates, runtime: Runtime[Allowance], deadline: Deadline | None
+    ) -> Command[Next]:
+        """Start the plan of untried pairs that the policy prefers, in time and within the budget."""
+        state, ledger = candidates.state, self.resources.ledger
+        allowance, tried = self._allowance(state, runtime), state["tried"]
+        rows = candidates.untried()
+        if not rows and not tried:
+            raise candidates.none_usable()
+        rows = allowance.policy.filter_fallbacks(rows) if tried else rows
+        of_plan = candidates.seconds_of_plan
+        quick = in_time(rows, of_plan, deadline)
+        if rows and not quick and deadline is not None:
+            reason = too_slow(rows, of_plan, deadline)
+            return self._on_deadline(state, DeadlineExceeded(f"nothing can end in time: {reason}"))
+        slow, rows = len(rows) - len(quick), quick
+        if allowance.policy.reads_seconds:
+            rows = with_seconds(rows, of_plan)
+            if not tried:
+                allowance.policy.check(rows)
+        if tried and not rows:
+            return self._finish(state)
+        self._stream_table(candidates, runtime)
+        lineage = ledger.lineage(allowance.budget)
+        try:
+            route = candidates.choose(rows, lineage, allowance)
+        except BudgetExceeded as error:
+            if allowance.on_short == "ask" and rows:
+                preferred = choose_plan(rows, None, allowance.policy).row
+                error.budget = tightest_scope(lineage)
+                request = approval_request(error, ledger, preferred, rows, allowance.policy, "route")
+                return self._request_approval(runtime, request)
+            if allowance.on_short == "stop" or not state["routes"]:
+                raise
+            return self._finish(state, {"reason": f"{state['reason']}; then {error}"})
+        failure = last_failure(state)
+        why = f"{failure}; {route.why}" if failure else route.why
+        why += f"; without {slow} that would take too long" if slow else ""
+        return self._start_plan(candidates, runtime, route.plan, why)
 
-    def _was_left_out(self, state: State, runtime: Runtime[Allowance], key: str) -> bool:
-        """Whether an earlier run of this row could not pay for this pair, and asked a later one here."""
-        hold = self.resources.ledger.hold(key)
-        if hold is None or hold.result is None:
-            return False
-        asked = f"{hold.tags.get('model')}+{hold.tags.get('strategy')}"
-        return asked in pending_pairs(state, restricted_for(self.resources, state, runtime))
+    def _stream_table(self, candidates: Candidates, runtime: Runtime[Allowance]) -> None:
+        """Report the routing table to the caller, once a question."""
+        if not candidates.state["tried"]:
+            runtime.stream_writer({"table": [row_to_json(row) for row in candidates.table]})
 
-    def _start_plan(self, state: State, runtime: Runtime[Allowance], plan: Plan, why: str) -> Command[Next]:
+    def _start_plan(
+        self, candidates: Candidates, runtime: Runtime[Allowance], plan: Plan, why: str
+    ) -> Command[Next]:
         pairs = [str(pair) for pair in plan.pairs]
         why = why if len(pairs) == 1 else f"{why}: {plan}"
-        return self._select_pair(state, runtime, plan.pairs[0], why, {"pairs": pairs, "need": plan.need})
+        return self._select_pair(candidates, runtime, plan.pairs[0], why, {"pairs": pairs, "need": plan.need})
 
     def _select_pair(
-        self, state: State, runtime: Runtime[Allowance], pair: Pair, why: str, plan: dict[str, Any]
+        self, candidates: Candidates, runtime: Runtime[Allowance], pair: Pair, why: str, plan: dict[str, Any]
     ) -> Command[Next]:
-        table, _ = self._estimate(state)
-        row = next((row for row in table if row.pair == pair), Row(pair, 0.0, 0, 0, 0, 0))
+        row = next((row for row in candidates.table if row.pair == pair), Row(pair, 0.0, 0, 0, 0, 0))
         route = route_to_json(Route(pair, row, why))
         update: State = {
             "route": route,
-            "tried": [*state["tried"], str(pair)],
+            "tried": [*candidates.state["tried"], str(pair)],
             "completion": None,
             "plan": plan,
         }
@@ -386,71 +322,6 @@ class Workflow:
             runtime.stream_writer({"route": route})
             update["pair"] = str(pair)
         return Command(update=update, goto="call")
-
-    def _span(self, state: State, runtime: Runtime[Allowance], call: ModelCall, hold: Hold) -> CallSpan:
-        run = runtime.control if isinstance(runtime.control, StoppableRun) else None
-        resources = restricted_for(self.resources, state, runtime)
-
-        def candidates() -> list[str]:
-            rows = self._estimate(state)[0]
-            return [str(row.pair) for row in rows if resources.is_usable(row.pair)]
-
-        return CallSpan(
-            current() if run is None else run.trace,
-            resources.catalogue[call.model.name],
-            call.generation,
-            hold,
-            route=state["route"],
-            candidates=candidates,
-        )
-
-    def _route_turn(
-        self, state: State, rows: list[PlanRow], lineage: list[Budget], allowance: ResolvedAllowance
-    ) -> PlanRoute | None:
-        """The plan of the first call of a session's turn; None without a session."""
-        session = state["asked"].get("session")
-        if session is None or state["tried"]:
-            return None
-        step = self.resources.sessions.state(session, turns_of(state))
-        left = nanousd_left(lineage) if allowance.on_short == "cheaper" else None
-        table = self._estimate(state)[0]
-        if allowance.policy.reads_seconds:
-            of_pair = self._seconds(state)[0]
-            table = RoutingTable(tuple(with_seconds(table.rows, lambda row: of_pair(str(row.pair)))))
-        route = route_turn(rows, table, step, self.resources.catalogue, allowance.policy, left)
-        if route is not None and allowance.on_short != "cheaper":
-            check_fits(route, lineage, allowance.on_short)
-        return route
-
-    def _reserve(
-        self, state: State, runtime: Runtime[Allowance], budget: str, key: str, call: ModelCall
-    ) -> Hold:
-        worst = call.model.worst_case_of(call.messages, call.generation)
-        self.resources.sync()
-        info = runtime.execution_info
-        thread = info.thread_id if info is not None else None
-        tags = {"model": call.model.name, "strategy": pair_of(state).strategy}
-        if state["route"] is not None:
-            tags |= expected_tags(
-                self.resources.router, query_of(state), row_from_json(state["route"]["row"])
-            )
-        if not pair_of(state).is_check:  # its model is not the session's
-            tags |= session_tags(self.resources.sessions, state["asked"].get("session"), call.model.name)
-        if thread and thread.isprintable() and thread.strip():
-            tags["thread"] = thread
-        if row_allowance(runtime) and state["plan"]:
-            tags |= plan_to_tags(state["plan"]["pairs"], state["plan"]["need"])
-        return self.resources.ledger.reserve(
-            budget,
-            key,
-            worst,
-            self.resources.catalogue.prices(worst),
-            parameters=call.parameters,
-            tags=tags,
-            dispatch=True,
-            hint=call.model.counting_hint,
-            labels=self.resources.labels(pair_of(state).model),
-        )
 
     def _on_failure(self, state: State, runtime: Runtime[Allowance], error: Exception) -> Command[Next]:
         """The pair cannot answer: ask another one, or raise the error where none is left."""
@@ -463,10 +334,10 @@ class Workflow:
         first = f"{state['run']}/{state['call']}"
         failure = Failure.of(str(pair_of(state)), error)
         after: State = {**state, "failures": [*state.get("failures", []), failure.as_list]}
-        resources = restricted_for(self.resources, after, runtime)
-        rows = self._allowance(state, runtime).policy.filter_fallbacks(self._untried_plans(after, resources))
-        rows = in_time(rows, self._seconds(state)[1], deadline)
-        if not (pending_pairs(after, resources) or rows or state["samples"] or state["routes"]):
+        candidates = self._candidates(after, runtime)
+        rows = self._allowance(state, runtime).policy.filter_fallbacks(candidates.untried())
+        rows = in_time(rows, candidates.seconds_of_plan, deadline)
+        if not (candidates.pending() or rows or state["samples"] or state["routes"]):
             raise error
         is_shown = not pair_of(state).is_check
         if is_shown and not self.resources.can_restart and has_written(self.resources.ledger, first):
@@ -507,11 +378,11 @@ class Workflow:
         return Command(update=update, goto="route")
 
     def _on_budget_exceeded(
-        self, state: State, runtime: Runtime[Allowance], error: BudgetExceeded, wasted: int
+        self, candidates: Candidates, runtime: Runtime[Allowance], error: BudgetExceeded, wasted: int
     ) -> Command[Next]:
         """The worst case of the call does not fit: request approval, stop, or use what fits (on_short)."""
+        state, rows = candidates.state, candidates.untried()
         allowance = self._allowance(state, runtime)
-        rows = self._untried_plans(state, restricted_for(self.resources, state, runtime))
         # The cost of its tries is added here, and the next call has a number of its own. For a row of a job,
         # a number without any try stays free: a hold found under it then names the plan that was decided.
         used = 1 if row_allowance(runtime) is None or wasted else 0
@@ -538,75 +409,6 @@ class Workflow:
         if runtime.execution_info is None or runtime.execution_info.thread_id is None:
             raise decision_needed(request)  # without a checkpointer no run can be resumed
         return Command(update={**(update or {}), "short": request}, goto="approval")
-
-    def _generate(
-        self,
-        key: str,
-        call: ModelCall,
-        pieces: CallStream,
-        runtime: Runtime[Allowance],
-        allowance: ResolvedAllowance,
-        deadline: Deadline | None,
-        route: Mapping[str, Any] | None,
-    ) -> Completion:
-        began, timeout = time.monotonic(), allowance.timeout
-        reporter = StreamReporter(
-            runtime,
-            f"answer-{key}",
-            call.model.name,
-            call.messages,
-            route_metadata(route, call.generation),
-            is_check=route is not None and Pair.parse(route["pair"]).is_check,
-        )
-        try:
-            if is_stopped(runtime):
-                raise ModelError(NOBODY_WAITS)
-            for piece in pieces:
-                if isinstance(piece, Completion):
-                    reporter.end(piece)
-                    return piece
-                if piece:
-                    reporter.piece(piece)
-                if is_stopped(runtime):
-                    raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
-                if timeout is not None and time.monotonic() - began > timeout:
-                    raise timed_out(call.model, timeout)
-                check_deadline(pieces, deadline, call.model)
-                check_budget(pieces, self.resources.ledger, allowance.budget)
-        except BaseException as error:
-            reporter.fail(error)
-            raise
-        raise AssertionError("a stream ends with its completion")
-
-    def _estimate(self, state: State) -> tuple[RoutingTable, list[PlanRow]]:
-        limit = output_limit(self.resources.catalogue, settings_of(state))
-        return estimate(self.resources.router, query_of(state), limit)
-
-    def _seconds(self, state: State) -> tuple[SecondsOf[str], SecondsOf[PlanRow]]:
-        """Functions from a pair, and from a row of a plan, to what their calls are expected to take."""
-        of_pair = seconds_of_pair(
-            self.resources.latencies or self._latencies, lambda: self._estimate(state)[0]
-        )
-        return of_pair, seconds_of_plan(of_pair)
-
-    def _untried_plans(self, state: State, resources: WorkflowResources) -> list[PlanRow]:
-        """The plans whose pairs are all usable and not tried yet for this question."""
-        tried = set(state["tried"])
-        return [
-            row
-            for row in self._estimate(state)[1]
-            if not tried & {str(pair) for pair in row.plan.pairs}
-            and resources.can_follow(row.plan)
-            and all(may_ask(state, pair) for pair in row.plan.pairs)
-        ]
-
-    def _model_call(self, state: State, runtime: Runtime[Allowance]) -> ModelCall:
-        pair, resources = pair_of(state), restricted_for(self.resources, state, runtime)
-        query, settings, value = query_of(state), settings_of(state), state["value"]
-        if pair.is_check and value is not None:
-            query, settings = AnsweredQuery.of(query, value), NO_SETTINGS
-        model = resources.model(pair.model)
-        return ModelCall.of(model, resources.catalogue, pair, query, settings, len(state["samples"]))
 
     def _finish(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}

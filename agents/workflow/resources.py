@@ -44,7 +44,7 @@ class WorkflowResources:
         labels: returns where the data of a model's calls goes, by its name (`viaticum.residency`).
         residency: the restrictions that are in force; `viaticum.agents.workflow.restrictions` adds one.
         max_seconds: of a whole run, where its `Allowance` does not say; None for no limit.
-        latencies: what calls took; None to read them anew.
+        latencies: what calls took.
         sessions: what is remembered of conversations (see `Allowance`).
         can_restart: whether text that was streamed can be taken back. If not, a call that fails after its
             first piece of text ends the run; else another pair is asked.
@@ -58,6 +58,7 @@ class WorkflowResources:
     model: Callable[[str], Model]
     is_usable: Callable[[Pair], bool]
     labels: Callable[[str], frozenset[str]]
+    latencies: CallLatencies
     none_usable: Callable[[Iterable[Pair]], ViaticumError] = lambda pairs: InputError(
         "no pair is left to choose from; add a model: viaticum models add NAME"
     )
@@ -70,7 +71,6 @@ class WorkflowResources:
     settings: GenerationSettings = NO_SETTINGS
     residency: Residency = NO_RESTRICTION
     max_seconds: float | None = None
-    latencies: CallLatencies | None = None
     sessions: Sessions = field(default_factory=Sessions)
     can_restart: bool = True
 
