@@ -12,55 +12,55 @@ Leaves out the conversion of messages (`agents.integrations.langchain_messages`)
 from __future__ import annotations
 
 import copy
-import threading
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from viaticum.agents.capable import first_that_answers, is_plain, models_in_order, settings_for
 from viaticum.agents.client import Viaticum
+from viaticum.agents.integrations.chat_clients import ChatClients, models_with
 from viaticum.agents.integrations.chat_identity import identity
-from viaticum.agents.integrations.chat_response import cut_at, response_metadata, text_with_answer
+from viaticum.agents.integrations.chat_response import (
+    answer_metadata,
+    call_metadata,
+    cut_at,
+    text_with_answer,
+)
+from viaticum.agents.integrations.chat_streams import StreamedChatModel
 from viaticum.agents.integrations.langchain_messages import (
     final_chunk,
     from_langchain,
     query_from_langchain,
     thinking_chunk,
 )
-from viaticum.agents.integrations.structured_output import Method, structured, tool_choice_of
+from viaticum.agents.integrations.structured_output import Method, structured, tool_choice_of, with_raw
 from viaticum.agents.integrations.token_counts import CountingChatModel
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.sessions import count_tokens
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
-from viaticum.agents.workflow.threads import StreamThread, in_own_context
+from viaticum.agents.workflow.threads import in_own_context
 from viaticum.budgets import Budget
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
 from viaticum.generation import GenerationSettings
 from viaticum.messages import refuse_cache_marks, refuse_parts
 from viaticum.models.base import Model
-from viaticum.models.remote.model import RemoteModel
 from viaticum.models.settings import chat_messages, resolve
 from viaticum.residency import Residency
-from viaticum.routers.query import DEFAULT_POLICY, Best, Policy, QueryRouter
-from viaticum.routers.query.single_pair import SinglePairRouter
+from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter
 from viaticum.types import Answer, Message, Pair, Query, ThinkingDelta, split_model
 from viaticum.valid_text import valid_json
 
@@ -78,7 +78,7 @@ _SETTINGS = (
 )
 
 
-class ChatViaticum(CountingChatModel):
+class ChatViaticum(StreamedChatModel, CountingChatModel):
     """A chat model that never spends more than its budget. Raises as `Calls.stream` and `Viaticum.stream`.
 
     Args:
@@ -124,12 +124,8 @@ class ChatViaticum(CountingChatModel):
     max_seconds: float | None = Field(default=None, gt=0)
     session: str | None = Field(default=None, min_length=1, max_length=200)
     max_retries: int | None = Field(default=None, ge=0)
-    streaming: bool = False
 
-    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
-    _own: Viaticum | None = PrivateAttr(default=None)
-    _pairs: dict[tuple[str, Residency], Viaticum] = PrivateAttr(default_factory=dict)
-    _limited: tuple[Viaticum, Residency, Viaticum] | None = PrivateAttr(default=None)
+    _clients: ChatClients = PrivateAttr(default_factory=ChatClients)
 
     @property
     def _llm_type(self) -> str:
@@ -182,72 +178,6 @@ class ChatViaticum(CountingChatModel):
 
     # Calls
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        chunks = self._chunks(messages, stop, kwargs, whole=not self.streaming)
-        return generate_from_stream(self._reported(chunks, run_manager if self.streaming else None))
-
-    def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        return self._reported(self._chunks(messages, stop, kwargs), run_manager)
-
-    def _reported(
-        self, chunks: Generator[AIMessageChunk, None, None], run_manager: CallbackManagerForLLMRun | None
-    ) -> Iterator[ChatGenerationChunk]:
-        try:
-            for message in chunks:
-                chunk = ChatGenerationChunk(message=message)
-                if run_manager is not None and (message.content or message.additional_kwargs):
-                    run_manager.on_llm_new_token(str(message.content), chunk=chunk)
-                yield chunk
-        finally:
-            chunks.close()
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        chunks = self._chunks(messages, stop, kwargs, whole=not self.streaming)
-        stream = self._areported(chunks, run_manager if self.streaming else None)
-        return generate_from_stream(iter([chunk async for chunk in stream]))
-
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        stream = self._areported(self._chunks(messages, stop, kwargs), run_manager)
-        async with aclosing(stream):
-            async for chunk in stream:
-                yield chunk
-
-    async def _areported(
-        self,
-        chunks: Generator[AIMessageChunk, None, None],
-        run_manager: AsyncCallbackManagerForLLMRun | None,
-    ) -> AsyncGenerator[ChatGenerationChunk]:
-        async with aclosing(StreamThread(chunks).items()) as items:
-            async for message in items:
-                chunk = ChatGenerationChunk(message=message)
-                if run_manager is not None and (message.content or message.additional_kwargs):
-                    await run_manager.on_llm_new_token(str(message.content), chunk=chunk)
-                yield chunk
-
     def _chunks(
         self,
         messages: list[BaseMessage],
@@ -256,7 +186,6 @@ class ChatViaticum(CountingChatModel):
         *,
         whole: bool = False,
     ) -> Generator[AIMessageChunk, None, None]:
-        """whole: nobody sees a chunk before the last one, so that another model may answer until then."""
         extra = dict(kwargs)
         settings = {name: extra.pop(name) for name in _SETTINGS if extra.get(name) is not None}
         name = str(settings.get("model", self.model_name))
@@ -267,10 +196,7 @@ class ChatViaticum(CountingChatModel):
                 refuse_cache_marks(name, converted)
                 return self._routed_chat(converted, self._settings(settings, stops), extra, whole=whole)
             refuse_parts(name, converted)
-            if extra:
-                raise InputError(
-                    f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
-                )
+            _refuse_extra(name, extra)
             given = self._settings(settings, ())
             return in_own_context(self._answer(name, query_from_langchain(messages), given, stops))
         return self._chat(name, from_langchain(messages), self._settings(settings, stops), extra)
@@ -295,18 +221,15 @@ class ChatViaticum(CountingChatModel):
         messages = chat_messages(client.catalogue[name], messages, settings)
         generation = resolve(client.catalogue, name, call=settings, default_limit=MAX_TOKENS)
         generation = replace(generation, extra=valid_json(extra))
-        calls = Calls(client.catalogue, client.ledger, self._model_of(client), deadline, client.labels)
+        secret = None if self.api_key is None else self.api_key.get_secret_value()
+        model = models_with(client, secret, timeout_seconds=self.timeout, max_retries=self.max_retries)
+        calls = Calls(client.catalogue, client.ledger, model, deadline, client.labels)
         key = f"chat-{uuid.uuid4().hex}"
         events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})
         with client.chatting(), closing(events):  # type: ignore[type-var]
             for event in events:
                 if isinstance(event, SettledCall):
-                    done, cost = event.completion, event.entry.nanousd
-                    metadata = response_metadata(name, name, done.finish_reason, cost, client.budget())
-                    if done.logprobs:
-                        metadata["logprobs"] = {"content": list(done.logprobs)}
-                    if done.warnings:
-                        metadata["warnings"] = list(done.warnings)
+                    done, metadata = event.completion, call_metadata(name, event, client.budget())
                     yield final_chunk(done.usage, metadata, done.tool_calls)
                 elif isinstance(event, ThinkingDelta):
                     yield thinking_chunk(event.text)
@@ -349,7 +272,9 @@ class ChatViaticum(CountingChatModel):
 
         Text and thought are yielded once the text is accepted, since a pair may give no answer.
         """
-        client = self._client() if name == AUTO else self._client_of(Pair.parse(name))
+        client = self._client()
+        if name != AUTO:
+            client = self._clients.of_pair(client, Pair.parse(name), Residency.of(self.only))
         allowance = Allowance(settings=settings, max_seconds=self.max_seconds, session=self.session)
         events = client.stream(question, allowance=allowance)
         try:
@@ -358,15 +283,7 @@ class ChatViaticum(CountingChatModel):
                     if event.thinking:
                         yield thinking_chunk(event.thinking)
                     yield AIMessageChunk(content=cut_at(text_with_answer(event), stops))
-                    pair = str(event.routes[-1].pair) if event.routes else name
-                    model = event.routes[-1].pair.model if event.routes else name
-                    metadata = response_metadata(
-                        model, pair, event.finish_reason, event.cost, client.budget()
-                    )
-                    metadata |= {"answer": event.value, "routes": [str(route.pair) for route in event.routes]}
-                    if event.routes:
-                        metadata["why"] = event.routes[-1].why
-                    yield final_chunk(event.usage, metadata)
+                    yield final_chunk(event.usage, answer_metadata(name, event, client.budget()))
         finally:
             events.close()  # type: ignore[attr-defined]
 
@@ -424,12 +341,7 @@ class ChatViaticum(CountingChatModel):
         else:
             self._check_binding({"response_format": bind["response_format"]})
             model = self.bind(**bind)
-        if not include_raw:
-            return cast(Runnable[LanguageModelInput, Any], model | parser)
-        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-        failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        both = RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
-        return cast(Runnable[LanguageModelInput, Any], both)
+        return with_raw(model, parser) if include_raw else model | parser
 
     # The client
 
@@ -439,10 +351,7 @@ class ChatViaticum(CountingChatModel):
 
     def close(self) -> None:
         """Close the ledger if it was opened here. The next call opens it again."""
-        with self._lock:
-            opened, self._own, self._pairs = self._own, None, {}
-        if opened is not None:
-            opened.close()
+        self._clients.close()
 
     def __enter__(self) -> Self:
         return self
@@ -452,30 +361,19 @@ class ChatViaticum(CountingChatModel):
 
     def _client(self) -> Viaticum:
         """The client under the restrictions of this chat and of its budget."""
-        client = self._open_client()
-        residency = Residency.of(self.only) & client.ledger.residency(client.budget_name)
-        if not residency:
-            return client
-        with self._lock:
-            if self._limited is None or self._limited[:2] != (client, residency):
-                self._limited = client, residency, client.derive(residency=residency)
-            return self._limited[2]
+        client = self._clients.own(self._open_client) if self.client is None else self.client
+        return self._clients.restricted(client, Residency.of(self.only))
 
     def _open_client(self) -> Viaticum:
-        if self.client is not None:
-            return self.client
-        with self._lock:
-            if self._own is None:
-                self._own = Viaticum(
-                    self.budget,
-                    budget_name=self.budget_name,
-                    catalogue=self.catalogue,
-                    router=self.router,
-                    policy=self.policy,
-                    folder=self.folder,
-                    models=self.models,
-                )
-            return self._own
+        return Viaticum(
+            self.budget,
+            budget_name=self.budget_name,
+            catalogue=self.catalogue,
+            router=self.router,
+            policy=self.policy,
+            folder=self.folder,
+            models=self.models,
+        )
 
     def labels(self) -> frozenset[str]:
         """Where the data of its calls goes: of `auto`, what all models have that it may use."""
@@ -485,39 +383,9 @@ class ChatViaticum(CountingChatModel):
         found = [client.labels(spec.name) for spec in client.catalogue.models() if client.allows(spec.name)]
         return frozenset.intersection(*found) if found else frozenset()
 
-    def _client_of(self, pair: Pair) -> Viaticum:
-        """The workflow with one pair alone, on the same budget."""
-        client, key = self._client(), (str(pair), Residency.of(self.only))
-        with self._lock:
-            if key not in self._pairs:
-                client.model(pair.model)  # raises if the pair's model does not exist or cannot be opened
-                router = SinglePairRouter(pair)
-                self._pairs[key] = client.derive(
-                    router=router, on_short="cheaper", policy=Best(), timeout=None
-                )
-            return self._pairs[key]
-
-    def _model_of(self, client: Viaticum) -> Callable[[str], Model]:
-        """A function from name to model; remote models get the timeout, retries and key of this chat."""
-        options = {"timeout_seconds": self.timeout, "max_retries": self.max_retries}
-        given = {name: value for name, value in options.items() if value is not None}
-        key = None if self.api_key is None else self.api_key.get_secret_value()
-
-        def model(name: str) -> Model:
-            opened = client.model(name)
-            if (given or key) and isinstance(opened, RemoteModel):
-                return RemoteModel(opened.spec.model_copy(update=given), key=key)
-            return opened
-
-        return model
-
     def _check_can(
-        self, client: Viaticum | None, name: str, messages: Sequence[Message], extra: Mapping[str, Any]
+        self, client: Viaticum, name: str, messages: Sequence[Message], extra: Mapping[str, Any]
     ) -> None:
-        if client is None:
-            raise InputError(
-                f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
-            )
         kind = client.catalogue[name].kind
         if kind == "encoder":
             raise InputError(f"{name} is an encoder and answers nothing; name another model")
@@ -530,9 +398,10 @@ class ChatViaticum(CountingChatModel):
                 raise InputError(f"{name} runs locally and reads no tool calls; name a remote model")
 
     def _check_binding(self, extra: Mapping[str, Any]) -> None:
-        if self.model_name != AUTO:
-            client = None if is_routed(self.model_name) else self._client()
-            self._check_can(client, self.model_name, [], extra)
+        if not is_routed(self.model_name):
+            self._check_can(self._client(), self.model_name, [], extra)
+        elif self.model_name != AUTO:
+            _refuse_extra(self.model_name, extra)
 
     def _own_stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
@@ -540,3 +409,10 @@ class ChatViaticum(CountingChatModel):
 
 def is_routed(name: str) -> bool:
     return name == AUTO or bool(split_model(name)[1])
+
+
+def _refuse_extra(name: str, extra: Mapping[str, Any]) -> None:
+    if extra:
+        raise InputError(
+            f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
+        )

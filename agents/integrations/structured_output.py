@@ -5,10 +5,13 @@ Leaves out the chat itself (`agents.integrations.chat_model`).
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any, Literal
 
+from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
@@ -45,6 +48,13 @@ def structured(
     else:
         raise InputError(f"unknown method {method!r}; use function_calling, json_schema or json_mode")
     return bind | tracing, parser
+
+
+def with_raw(model: Runnable[Any, AIMessage], parser: Any) -> Runnable[Any, Any]:
+    """The message (`raw`), what the parser makes of it (`parsed`), and its error (`parsing_error`)."""
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
 def tool_choice_of(choice: str | dict[str, Any] | bool, names: list[str]) -> str | dict[str, Any]:
