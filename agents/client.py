@@ -13,12 +13,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.types import Command
@@ -33,6 +33,7 @@ from viaticum.agents.workflow.events import Event
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.latencies import Seconds
 from viaticum.agents.workflow.many import StartDeadline, in_tasks, in_threads
+from viaticum.agents.workflow.open_streams import OpenStream
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.sessions import Sessions
@@ -57,6 +58,7 @@ from viaticum.signals import drain_on
 from viaticum.types import Answer, AnswerKind, Message, Outcome, Pair, Query, Row
 
 DRAIN_SECONDS = 30.0
+Item = TypeVar("Item")
 
 
 class Viaticum:
@@ -167,10 +169,12 @@ class Viaticum:
     ) -> Iterator[Event | Answer]:
         """Yield events as they occur (`viaticum.agents.workflow.events`), then the `Answer`.
 
-        Closing the iterator early ends the current call, which is charged for what was generated.
+        Closing the iterator early ends the current call, which is charged for what was generated. So does
+        closing the client.
         """
         allowance = with_settings(allowance, settings)
-        return self._runs.run(as_query(question, kind, messages), thread_id, allowance, live=True)
+        query = as_query(question, kind, messages)
+        return self._gate.watched(self._runs.run(query, thread_id, allowance, live=True))
 
     async def asolve(
         self,
@@ -318,9 +322,9 @@ class Viaticum:
         """
         drain_on(signals or (signal.SIGTERM,), lambda: self.drain(timeout))
 
-    def chatting(self) -> AbstractContextManager[None]:
-        """For the duration of a plain chat, so that no shadow call of a local model begins meanwhile."""
-        return self._gate.chatting()
+    def chatting(self, events: Generator[Item, None, None]) -> OpenStream[Item]:
+        """The events of a plain chat: `close` ends it, and no shadow call of a local model begins before."""
+        return self._gate.watched(events, is_chat=True)
 
     @property
     def shadow(self) -> ShadowSampler | None:
@@ -335,9 +339,15 @@ class Viaticum:
         return self._shadow is None or self._shadow.wait(timeout)
 
     def close(self) -> None:
-        """Close ledger, checkpoints and threads. Questions in progress stop after their current call."""
-        self._gate.close()
-        self._opened.close()
+        """Close ledger, checkpoints and threads, after what is in progress was settled.
+
+        Streams end where their readers stand, and other questions after their current call, which has 30
+        seconds; then it is ended too.
+        """
+        try:
+            self._gate.close()
+        finally:
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -454,8 +464,9 @@ class Viaticum:
         return self._settings.home / LIVE_OUTCOMES
 
 
-def _answer_in(events: Iterator[Event | Answer]) -> Answer:
-    for event in events:
-        if isinstance(event, Answer):
-            return event
+def _answer_in(events: Generator[Event | Answer, None, None]) -> Answer:
+    with closing(events):
+        for event in events:
+            if isinstance(event, Answer):
+                return event
     raise AssertionError("a stream ends with its answer")

@@ -174,11 +174,9 @@ def complete(
     client = _restricted(client, request)
     request = _checked(client, request)
     if request.name in client.catalogue:
-        with client.chatting():
-            yield from _chat(client, request)
+        yield from client.chatting(_chat(client, request))
     elif request.name == AUTO and is_plain(request.messages, request.extra):
-        with client.chatting():
-            yield from _routed_chat(client, request)
+        yield from client.chatting(_routed_chat(client, request))
     elif request.extra:
         extra = ", ".join(request.extra)
         raise InputError(f"{request.name} answers in words; it cannot do: {extra}")
@@ -245,7 +243,7 @@ def _without_hints(client: Viaticum, request: CompletionRequest) -> CompletionRe
     return replace(request, messages=without_cache_marks(request.messages), settings=settings)
 
 
-def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:
+def _routed_chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionEvent, None, None]:
     """One paid call of the model that the router prefers, or of the next one where that fails."""
     request = replace(request, deadline=_deadline(client, request))
     names = models_in_order(
@@ -325,7 +323,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
     events = calls.stream(
         request.scope, request.key, request.name, messages, generation, tags={"strategy": "chat"}
     )
-    with closing(events):  # type: ignore[type-var]
+    with closing(events):
         for event in events:
             if not started and event != "":  # an error before the first text is one of the request
                 yield CompletionStarted(request.name, prompt)

@@ -5,15 +5,23 @@ Leaves out what the runs do; a `StoppableRun` is LangGraph's control of one run.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
+from weakref import WeakSet
 
-from viaticum.agents.workflow.nodes import StoppableRun
+from viaticum.agents.workflow.nodes import StoppableRun, is_inside_run
+from viaticum.agents.workflow.open_streams import CLOSED, OpenStream
 from viaticum.errors import ClientClosed, Draining, LedgerError, ViaticumError
 
-CLOSED = "this client is closed; open another one"
+CLOSING_SECONDS = 30.0  # that current calls have to end by themselves where a client is closed
+SETTLE_SECONDS = 30.0  # and that they have then to be settled
+Item = TypeVar("Item")
+_log = logging.getLogger("viaticum")
 
 
 class DrainGate:
@@ -27,8 +35,9 @@ class DrainGate:
         self.draining = self.closed = False
 
     def _begin(self) -> None:
-        self._running: set[StoppableRun] = set()
-        self._chats: set[object] = set()
+        # Without those that an interrupt kept from being taken out.
+        self._running = WeakSet[StoppableRun]()
+        self._streams = WeakSet[OpenStream[Any]]()
         self._changed = threading.Condition()
         self._process = os.getpid()
 
@@ -53,16 +62,13 @@ class DrainGate:
                 self._running.discard(run)
                 self._changed.notify_all()
 
-    @contextmanager
-    def chatting(self) -> Iterator[None]:
-        """Register a plain chat for its duration. It is refused nothing here, and nothing waits for it."""
-        chat = object()
+    def watched(self, items: Generator[Item, None, None], *, is_chat: bool = False) -> OpenStream[Item]:
+        """The items of a stream, which is refused nothing here, and which `close` ends."""
+        stream = OpenStream(items, is_chat=is_chat)
         self._after_fork()
-        self._chats.add(chat)
-        try:
-            yield
-        finally:
-            self._chats.discard(chat)
+        with self._changed:
+            self._streams.add(stream)
+        return stream
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -80,7 +86,11 @@ class DrainGate:
     @property
     def is_idle(self) -> bool:
         """Whether no run and no chat is in progress."""
-        return not self._running and not self._chats
+        return not self._running and not any(each.is_chat and not each.is_over for each in self._open())
+
+    def _open(self) -> list[OpenStream[Any]]:
+        with self._changed:
+            return list(self._streams)
 
     def check(self) -> None:
         """Raises `Draining` or `ClientClosed` where no run may begin."""
@@ -93,12 +103,28 @@ class DrainGate:
             raise ClientClosed(CLOSED)
 
     def close(self) -> None:
-        """Refuse new runs for good; those in progress stop at their next step."""
+        """Refuse new runs for good, and end those in progress while their calls can be settled.
+
+        A stream ends where its reader stands. Other runs have `CLOSING_SECONDS` for their current call, and
+        stop at their next step; then the call is ended as well, and charged for what was generated.
+        """
         self._after_fork()
+        seconds = 0.0 if is_inside_run() else CLOSING_SECONDS  # a run does not wait for itself
+        until = time.monotonic() + seconds
         with self._changed:
             self.closed = True
             for run in self._running:
                 run.request_drain()
+        for stream in self._open():
+            try:
+                stream.end(until)
+            except ViaticumError as error:
+                _log.warning("a stream that was open could not be ended: %s", error)
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._running, seconds):
+                for run in self._running:
+                    run.stopped = True
+                self._changed.wait_for(lambda: not self._running, seconds and SETTLE_SECONDS)
 
     def drain(self, timeout: float) -> bool:
         """Refuse new runs and wait for those in progress; returns whether all have ended.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,7 @@ class QuestionRuns:
         *,
         live: bool,
         parent: Any = None,
-    ) -> Iterator[Event | Answer]:
+    ) -> Generator[Event | Answer, None, None]:
         """Yield events if `live`, then the answer: from the start, or from the thread's last checkpoint.
 
         parent: the context of spans, where the caller runs in another one than this.
@@ -144,7 +144,7 @@ class QuestionRuns:
         began: float,
         *,
         live: bool,
-    ) -> Iterator[Event | Answer]:
+    ) -> Generator[Event | Answer, None, None]:
         values: dict[str, Any] = {}
         session = None if allowance is None else allowance.session
         span = RunSpan(run.trace or current(), budget=self.resources.budget, session=session)

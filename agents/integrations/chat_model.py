@@ -226,8 +226,8 @@ class ChatViaticum(StreamedChatModel, CountingChatModel):
         calls = Calls(client.catalogue, client.ledger, model, deadline, client.labels)
         key = f"chat-{uuid.uuid4().hex}"
         events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})
-        with client.chatting(), closing(events):  # type: ignore[type-var]
-            for event in events:
+        with closing(client.chatting(events)) as stream:
+            for event in stream:
                 if isinstance(event, SettledCall):
                     done, metadata = event.completion, call_metadata(name, event, client.budget())
                     yield final_chunk(done.usage, metadata, done.tool_calls)

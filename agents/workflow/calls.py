@@ -199,7 +199,7 @@ class Calls:
         generation: Generation,
         *,
         tags: Mapping[str, str] | None = None,
-    ) -> Iterator[str | ThinkingDelta | SettledCall]:
+    ) -> Generator[str | ThinkingDelta | SettledCall, None, None]:
         """Yield pieces of text and thought as they arrive, then the settled call.
 
         Reserves at the first piece. The same key and call again yields the stored text and charges nothing.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -20,6 +20,8 @@ from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.state import Allowance
 from viaticum.agents.workflow.threads import ThreadPool, is_caller_gone, watched_context
 
+_inside: ContextVar[bool] = ContextVar("viaticum_inside_run", default=False)
+
 
 class StoppableRun(RunControl):
     """LangGraph's control of one run, with a flag that its caller is gone, its deadline, and its trace.
@@ -27,7 +29,7 @@ class StoppableRun(RunControl):
     trace: the context of its spans (`viaticum.agents.workflow.telemetry`).
     """
 
-    __slots__ = ("deadline", "stopped", "trace")
+    __slots__ = ("__weakref__", "deadline", "stopped", "trace")
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +43,11 @@ def is_stopped(runtime: Runtime[Any]) -> bool:
     return is_caller_gone() or bool(getattr(runtime.control, "stopped", False))
 
 
+def is_inside_run() -> bool:
+    """Whether this code runs inside a step of the workflow."""
+    return _inside.get()
+
+
 class Node(Runnable[Any, Any]):
     """A node of the graph.
 
@@ -52,16 +59,21 @@ class Node(Runnable[Any, Any]):
         self._function, self._threads = function, threads
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return self._function(input, get_runtime(Allowance))
+        return self._step(input, get_runtime(Allowance))
+
+    def _step(self, input: Any, runtime: Runtime[Allowance]) -> Any:
+        token = _inside.set(True)
+        try:
+            return self._function(input, runtime)
+        finally:
+            _inside.reset(token)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         stopped, runtime = threading.Event(), get_runtime(Allowance)
         context = watched_context(stopped, copy_context())
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(
-                self._threads.executor, context.run, self._function, input, runtime
-            )
+            return await loop.run_in_executor(self._threads.executor, context.run, self._step, input, runtime)
         except asyncio.CancelledError:
             stopped.set()
             raise
