@@ -7,6 +7,7 @@ One thread of its own runs all requests of a connection at once. Leaves out what
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import threading
 import weakref
@@ -180,6 +181,7 @@ class Connection:
             async for part in response.aiter_raw():
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
+                    line = line.removeprefix(codecs.BOM_UTF8)  # may begin a stream
                     if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
                         yield self._event(data)
         except self._failures as error:

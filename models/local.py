@@ -96,8 +96,13 @@ class LocalModels:
         # AutoTokenizer takes a class by the type of the model, which may replace what tokenizer.json says of
         # how a text is composed and split by what the first models of that type did.
         loader = plain if (folder / "tokenizer.json").is_file() else automatic
-        # Left open, transformers asks on the terminal whether to run code of the folder.
-        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return loader.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # left open, transformers asks on the terminal
+            # A space before a full stop was written by the model, and a text is decoded in pieces.
+            clean_up_tokenization_spaces=False,
+        )
 
     def runners(self, name: str) -> list[Runner]:
         """Return the loaded weights of a model, or of both models of a pair: [small, large].

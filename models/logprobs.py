@@ -7,7 +7,7 @@ that it was cut at. Leaves out how they are computed (`viaticum.decoders.logits`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,18 @@ _SPACE = "\u2581"  # stands for a space in SentencePiece
 def openai_logprobs(result: Result, tokenizer: Any) -> tuple[Mapping[str, Any], ...]:
     """The items of `logprobs.content`, one a token of the text; none if the request asked for none."""
     entries = list(result.logprobs)
-    written = [token_bytes(tokenizer, each.token) for each in entries]
+    if not entries:
+        return ()
+    added = frozenset(tokenizer.added_tokens_decoder)  # built anew at each use, hundreds of tokens long
+    bytes_of = cache(lambda token: token_bytes(tokenizer, token, added))
+    written = [bytes_of(each.token) for each in entries]
     text = result.text.lstrip()  # space behind a thought is not shown
     while result.finish_reason == "stop" and written and _joined(written[:-1]).startswith(text):
         written.pop()  # of the stop string
     return tuple(
         {
-            **_named(tokenizer, each.token, each.logprob),
-            "top_logprobs": [_named(tokenizer, token, logprob) for token, logprob in each.top],
+            **_named(bytes_of(each.token), each.logprob),
+            "top_logprobs": [_named(bytes_of(token), logprob) for token, logprob in each.top],
         }
         for each in entries[: len(written)]
     )
@@ -38,8 +42,7 @@ def _joined(written: Sequence[bytes]) -> str:
     return b"".join(written).decode(errors="replace").lstrip()
 
 
-def _named(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
-    raw = token_bytes(tokenizer, token)
+def _named(raw: bytes, logprob: float) -> dict[str, Any]:
     # A sampled token may be impossible before its bias: JSON has no infinity, and OpenAI writes -9999.
     return {
         "token": raw.decode(errors="replace"),
@@ -48,12 +51,15 @@ def _named(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
     }
 
 
-def token_bytes(tokenizer: Any, token: int) -> bytes:
-    """The bytes that a token adds to a text; those of a part of a character are not valid UTF-8."""
+def token_bytes(tokenizer: Any, token: int, added: Collection[int]) -> bytes:
+    """The bytes that a token adds to a text; those of a part of a character are not valid UTF-8.
+
+    added: ids of the tokens that were added to the vocabulary, which stand in a text as they are.
+    """
     piece: str | None = tokenizer.convert_ids_to_tokens(token)
     if piece is None:
         return b""
-    if token in tokenizer.added_tokens_decoder:
+    if token in added:
         return piece.encode()
     if match := _BYTE.fullmatch(piece):
         return bytes([int(match[1], 16)])

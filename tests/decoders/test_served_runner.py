@@ -353,6 +353,14 @@ def test_a_text_survives_a_fault(large: TorchRunner, dialect: str, faults: list[
         assert runner.traffic.retries == len(faults)
 
 
+@DIALECTS
+def test_the_first_event_may_follow_a_byte_order_mark(large: TorchRunner, dialect: str) -> None:
+    with served(large, dialect=dialect) as runner:
+        server_of(runner).script = ["mark"]
+        result = pair(runner, small=False).generate(Request([2, 7, 1], max_new_tokens=8))
+        assert list(result.trace.tokens) == plain_text([2, 7, 1], [True] * 8)
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [

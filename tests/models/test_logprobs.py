@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from viaticum.catalogue import Catalogue
+from viaticum.decoders import Result
+from viaticum.decoders.request import TokenLogprobs
 from viaticum.errors import InputError
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
-from viaticum.models.logprobs import token_bytes
-from viaticum.types import Completion, Message
+from viaticum.models.logprobs import openai_logprobs, token_bytes
+from viaticum.types import Completion, Message, Trace
 
 CHAT: list[Message] = [{"role": "user", "content": "How many?"}]
 ASKED = {"logprobs": True, "top_logprobs": 2}
@@ -73,14 +75,39 @@ def test_bytes_of_tokens_of_any_vocabulary() -> None:
     class Pieces:
         """As a SentencePiece tokenizer: it drops the space before the first word."""
 
-        def __init__(self) -> None:
-            self.added_tokens_decoder = {3: "<|end|>"}
-
         def convert_ids_to_tokens(self, token: int) -> str | None:
             return {0: "\u2581to", 1: "<0xE2>", 2: "\u00e9t", 3: "<|end|>"}.get(token)
 
         def decode(self, ids: list[int]) -> str:
             return {0: "to", 1: "\ufffd", 2: "\u00e9t", 3: "<|end|>"}[ids[0]]
 
-    found = [token_bytes(Pieces(), token) for token in range(5)]
+    found = [token_bytes(Pieces(), token, {3}) for token in range(5)]
     assert found == [b" to", b"\xe2", "\u00e9t".encode(), b"<|end|>", b""]
+
+
+def test_added_tokens_are_asked_for_once_a_text() -> None:
+    """A tokenizer lists them anew each time, which took longer than writing the text."""
+
+    class Listing:
+        listed = 0
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return "\u0120" if token == 1 else "a"
+
+        def decode(self, ids: list[int]) -> str:
+            return " " if ids == [1] else "a"
+
+        @property
+        def added_tokens_decoder(self) -> dict[int, str]:
+            self.listed += 1
+            return {}
+
+    tokenizer = Listing()
+    entry = TokenLogprobs(0, -0.5, ((0, -0.5), (1, -1.0)))
+    result = Result(
+        "aaa", "length", Trace(("s", "l"), (0,) * 3, (1,) * 3, (0.0,) * 3), {}, 1.0, logprobs=(entry,) * 3
+    )
+    items = openai_logprobs(result, tokenizer)
+    assert [item["token"] for item in items] == ["a"] * 3
+    assert [each["token"] for each in items[0]["top_logprobs"]] == ["a", " "]
+    assert tokenizer.listed == 1

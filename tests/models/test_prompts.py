@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from viaticum.catalogue import Catalogue
+from viaticum.decoders.text import TextStream
 from viaticum.errors import InputError
 from viaticum.messages import with_history
 from viaticum.models.base import Generation
@@ -111,3 +115,25 @@ def test_a_date_given_as_a_variable_stands_in_its_place(model: LocalModel) -> No
     chat: list[Message] = [{"role": "user", "content": "Which day?"}]
     ids = model.prompt(chat, Generation(chat_template_kwargs={"date_string": "26 Jul 2024"}))
     assert model.tokenizer.decode(ids) == "26 Jul 2024: Which day?"
+
+
+def test_a_space_before_a_full_stop_stays_however_a_text_is_decoded(tmp_path: Path) -> None:
+    """Cleaned up, as a tokenizer's settings may ask for, a text in pieces would lack whole tokens."""
+    pieces = [
+        ("<unk>", 0.0),
+        ("\u2581the", -1.0),
+        (".", -1.0),
+        ("\u2581.", -1.0),
+        ("\u2581", -1.0),
+        ("x", -1.0),
+    ]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0))
+    tokenizer.decoder = decoders.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=True).save_pretrained(
+        tmp_path
+    )
+    loaded = LocalModels(Catalogue([])).tokenizer(tmp_path)
+    ids = [1, 4, 2, 1, 3, 5, 4, 2]
+    stream = TextStream(loaded)
+    text = "".join([stream.push(token).text for token in ids]) + stream.finish().text
+    assert text == loaded.decode(ids) == "the . the .x ."

@@ -7,6 +7,7 @@ a request, makes it fail in the ways of servers.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import socket
 import threading
@@ -33,7 +34,8 @@ class InferenceServer:
     """A server over `runner`, whose slots it uses in turn.
 
     script: behaviours of the next requests for tokens, then "ok": a status (with headers and a message),
-    "silent", "break" after two tokens, "half a line", "stall" after two tokens, "error event".
+    "silent", "break" after two tokens, "half a line", "stall" after two tokens, "error event"; or
+    "mark" before the first event, which ends nothing.
     requests: bodies in the order they came. hung_up: set when a client left a stream.
     """
 
@@ -180,6 +182,9 @@ class InferenceServer:
     ) -> AsyncIterator[bytes]:
         earlier: list[Any] = []
         ended = False
+        if behaviour == "mark":
+            yield codecs.BOM_UTF8
+            behaviour = "ok"
         try:
             async for token, finish in self.tokens(prompt, settings):
                 if len(earlier) == 2 and behaviour != "ok":
