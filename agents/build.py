@@ -35,7 +35,7 @@ from viaticum.agents.workflow.watched_router import WatchedRouter
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, UnknownName, ViaticumError
-from viaticum.model_spec import PRICES
+from viaticum.model_prices import PRICES
 from viaticum.models.base import Model
 from viaticum.models.decoding_modes import in_measured_modes
 from viaticum.models.local import LocalModels

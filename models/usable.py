@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, MissingExtra, ViaticumError, WeightsError
-from viaticum.model_spec import LITELLM_PRICES
+from viaticum.model_prices import LITELLM_PRICES
 from viaticum.models.remote.model import check_usable
 from viaticum.models.remote.prices import with_litellm_price
 from viaticum.models.templates import require_template

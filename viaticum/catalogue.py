@@ -20,7 +20,9 @@ from pydantic import ValidationError
 
 from viaticum.errors import InputError, UnknownName, UnknownPrice, one_line
 from viaticum.local_settings import LocalSettings
-from viaticum.model_spec import Kind, ModelSpec, PriceTier, ThinkingTags
+from viaticum.model_kinds import Kind
+from viaticum.model_prices import PriceTier
+from viaticum.model_spec import ModelSpec, ThinkingTags
 from viaticum.money import Price
 from viaticum.thinking import ThinkingFormat
 

@@ -1,13 +1,14 @@
-"""An entry of the catalogue: `ModelSpec`, with its prices and tags, and what each kind of model takes.
+"""An entry of the catalogue: `ModelSpec`, with its prices and tags.
 
-Leaves out reading the catalogue and what entries need of each other (`viaticum.catalogue`).
+Leaves out which fields each kind of entry takes (`viaticum.model_kinds`), reading the catalogue, and what
+entries need of each other (`viaticum.catalogue`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
@@ -25,46 +26,20 @@ from pydantic import (
 
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import LOCAL_FIELDS, UNKEYED_FIELDS, LocalFields, LocalSettings
-from viaticum.money import Price, Tier, nanousd
+from viaticum.model_kinds import Kind, check_fields, check_router
+from viaticum.model_prices import LITELLM_PRICES, PRICE_DETAILS, Dollars, PriceTier, optional_nanousd
+from viaticum.money import Price, nanousd
 from viaticum.residency import LOCAL, checked_label
 from viaticum.thinking import FORMATS, PLAIN, Tags, ThinkingFormat, format_named, format_of_family
 from viaticum.weight_sources import FrozenModel, Hub, Source, Wheels
 
-Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
-Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*\+?")
-_PRICE_DETAILS = (
-    "cached_input_price",
-    "reasoning_price",
-    "cache_write_price",
-    "second_price",
-    "price_tiers",
-    "price_version",
-)
-PRICES = ("input_price", "output_price", *_PRICE_DETAILS)  # the fields of a price
-_PAIR_FIELDS = ("small", "large", "router")
-# What each token router takes beside; a router that is not named here takes them all.
-_ROUTER_FIELDS = {
-    "r-stitch": ("tau",),
-    "r-stitch+": ("router_path", "tau", "threshold"),
-    "r2r": ("router_path", "threshold", "share", "drift"),
-    "speculative": (),
-}
-_REMOTE_FIELDS = (
-    *("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams", "tools"),
-    *("tokenizer", "holds", "json_schema", "vision", "image_tokens"),
-    *("batch_api", "batch_discount", "batch_hours"),
-)
 _CAN = ("json_schema", "vision", "image_tokens")  # which change no answer
 _LABELS = ("region", "tags")  # which change none either
 _BATCH = ("batch_api", "batch_discount", "batch_hours")  # nor do these
 BatchForm = Literal["openai", "anthropic"]  # of a provider's batch endpoint
 BATCH_DISCOUNT, BATCH_HOURS = Decimal("0.5"), 24.0  # of both, where an entry says nothing else
 _BATCH_NAMES = re.compile(r"(?P<openai>openai/|gpt-|o\d)|(?P<anthropic>anthropic/|claude-)")
-# Of local entries whose engine is "served": what they need, what they may have.
-_SERVED_FIELDS = ("api_base", "served_model")
-_SERVED_OPTIONS = ("api_base", "api_key_env", "timeout_seconds", "max_retries")
 # Fields that came later, with their values where they are not set.
 _LATER: dict[str, Any] = {
     "thinking": "auto",
@@ -88,36 +63,6 @@ _LATER: dict[str, Any] = {
     **dict.fromkeys(LOCAL_FIELDS),
 }
 _AFTER_LOCAL = ("served_model", "top_logprobs", "benchmarks")
-LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
-
-
-class PriceTier(FrozenModel):
-    """Prices for calls that read more than `above_tokens`, in dollars for a million tokens."""
-
-    above_tokens: PositiveInt
-    input_price: Dollars
-    output_price: Dollars
-    cached_input_price: Dollars | None = None
-    reasoning_price: Dollars | None = None
-    cache_write_price: Dollars | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped: dict[str, Any] = handler(self)
-        return {
-            name: value for name, value in dumped.items() if name != "cache_write_price" or value is not None
-        }
-
-    @property
-    def tier(self) -> Tier:
-        return Tier(
-            self.above_tokens,
-            nanousd(self.input_price),
-            nanousd(self.output_price),
-            _optional_nanousd(self.cached_input_price),
-            _optional_nanousd(self.reasoning_price),
-            _optional_nanousd(self.cache_write_price),
-        )
 
 
 class ThinkingTags(FrozenModel):
@@ -300,12 +245,12 @@ class ModelSpec(LocalFields):
         return Price(
             nanousd(self.input_price),
             nanousd(self.output_price),
-            _optional_nanousd(self.cached_input_price),
-            _optional_nanousd(self.reasoning_price),
+            optional_nanousd(self.cached_input_price),
+            optional_nanousd(self.reasoning_price),
             nanousd(self.second_price or 0),
             tuple(tier.tier for tier in self.price_tiers),
             self.price_version,
-            _optional_nanousd(self.cache_write_price),
+            optional_nanousd(self.cache_write_price),
         )
 
     @property
@@ -424,74 +369,43 @@ class ModelSpec(LocalFields):
 
     @model_validator(mode="after")
     def _fields_fit_kind(self) -> Self:
-        if (self.input_price is None) != (self.output_price is None):
+        given = {
+            name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default
+        }
+        self._check_prices(given)
+        check_fields(self.kind, given, is_served=self.engine == "served")
+        if self.kind == "pair":
+            check_router(str(self.router), given)
+            self._check_pair(given)
+        if self.context is not None and self.context > self.context_length:
+            raise ValueError(f"context is {self.context}, more than context_length ({self.context_length})")
+        self._check_generation()
+        return self
+
+    def _check_prices(self, given: Set[str]) -> None:
+        if len(given & {"input_price", "output_price"}) == 1:
             raise ValueError("give both input_price and output_price, or neither")
-        asks_litellm = self.kind == "remote" and self.price_version == LITELLM_PRICES
-        details = [field for field in _PRICE_DETAILS if not (asks_litellm and field == "price_version")]
+        details = given & {*PRICE_DETAILS}
+        if self.kind == "remote" and self.price_version == LITELLM_PRICES:
+            details -= {"price_version"}
         if self.input_price is None and any(getattr(self, field) for field in details):
             raise ValueError(
                 "give input_price and output_price (0 where only time is billed) with other prices"
             )
-        if [tier.above_tokens for tier in self.price_tiers] != sorted(
-            {tier.above_tokens for tier in self.price_tiers}
-        ):
+        lengths = [tier.above_tokens for tier in self.price_tiers]
+        if lengths != sorted(set(lengths)):
             raise ValueError("price_tiers rise: sort them by above_tokens, each length once")
-        has_weights = self.kind in ("local", "encoder")
-        if has_weights != bool(self.sources):
-            raise ValueError(f"a {self.kind} entry {'needs' if has_weights else 'takes no'} sources")
-        for field in _PAIR_FIELDS:
-            if (getattr(self, field) is None) == (self.kind == "pair"):
-                raise ValueError(
-                    f"a {self.kind} entry {'needs' if self.kind == 'pair' else 'takes no'} {field}"
-                )
-        self._check_router_fields()
-        if self.chat_template is not None and self.kind != "local":
-            raise ValueError(f"a {self.kind} entry takes no chat_template; it is for local models")
-        if self.mode is not None and self.kind != "pair":
-            raise ValueError(f"a {self.kind} entry takes no mode")
-        if (self.litellm_model is not None) != (self.kind == "remote"):
-            raise ValueError(
-                f"a {self.kind} entry {'needs' if self.kind == 'remote' else 'takes no'} litellm_model"
-            )
-        self._check_generation()
-        self._check_local_fields()
-        for field in _REMOTE_FIELDS:
-            served = field in _SERVED_OPTIONS and self.engine == "served"
-            if getattr(self, field) not in (None, ()) and self.kind != "remote" and not served:
-                raise ValueError(f"a {self.kind} entry takes no {field}")
-        if self.text is not None and self.kind != "scripted":
-            raise ValueError(f"a {self.kind} entry takes no text")
-        if self.pause and self.kind != "scripted":
-            raise ValueError(f"a {self.kind} entry takes no pause")
-        if self.kind == "pair" and self.price is not None:
-            raise ValueError("a pair takes no price: each token costs what the model that made it costs")
-        if self.kind == "pair" and (self.region or self.tags):
-            raise ValueError("a pair takes no region and no tags: its data goes where its models are")
-        if self.kind == "pair" and self.small == self.large:
-            raise ValueError(f"a pair needs two different models, not {self.small!r} twice")
-        return self
 
-    def _check_local_fields(self) -> None:
-        if self.kind not in ("local", "pair") and (given := sorted(self.local.given)):
-            raise ValueError(f"a {self.kind} entry takes no {given[0]}; it is for local models and pairs")
-        if self.context is not None and self.context > self.context_length:
-            raise ValueError(f"context is {self.context}, more than context_length ({self.context_length})")
-        if self.kind == "pair" and self.engine == "served":
-            raise ValueError('give engine = "served" to a model of the pair, not to both of them')
-        served = self.kind == "local" and self.engine == "served"
-        for field in _SERVED_FIELDS:
-            if served and getattr(self, field) is None:
-                raise ValueError(f'engine = "served" needs {field}')
-        for field in ("served_model", "top_logprobs"):
-            if getattr(self, field) is not None and not served:
-                raise ValueError(f'{field} goes with engine = "served"')
+    def _check_pair(self, given: Set[str]) -> None:
+        if "input_price" in given:
+            raise ValueError("a pair takes no price: each token costs what the model that made it costs")
+        if given & {*_LABELS}:
+            raise ValueError("a pair takes no region and no tags: its data goes where its models are")
+        if self.small == self.large:
+            raise ValueError(f"a pair needs two different models, not {self.small!r} twice")
 
     def _check_generation(self) -> None:
         given = self.generation.given
-        if self.benchmarks and self.kind == "encoder":
-            raise ValueError("an encoder entry takes no benchmarks")
-        if given and self.kind == "encoder":
-            raise ValueError("an encoder entry takes no generation settings")
         if self.generation.extra_body and self.kind != "remote":
             raise ValueError(f"a {self.kind} entry takes no generation.extra_body; it is for remote models")
         for name in ("max_new_tokens", "thinking_budget"):
@@ -500,33 +414,8 @@ class ModelSpec(LocalFields):
                     f"generation.{name} is {given[name]}, more than context_length ({self.context_length})"
                 )
 
-    def _check_router_fields(self) -> None:
-        given = {
-            field
-            for fields in _ROUTER_FIELDS.values()
-            for field in fields
-            if getattr(self, field) is not None
-        }
-        if self.kind != "pair":
-            if given:
-                raise ValueError(f"a {self.kind} entry takes no {sorted(given)[0]}")
-            return
-        if self.router == "r-stitch" and self.tau is None:
-            raise ValueError("a pair entry needs tau where its router is r-stitch")
-        strange = given - set(_ROUTER_FIELDS.get(str(self.router), given))
-        if strange:
-            raise ValueError(f"the router {self.router} takes no {sorted(strange)[0]}")
-        if self.router == "speculative" and self.mode is not None:
-            raise ValueError("the router speculative takes no mode")
-        if self.threshold is not None and self.share is not None:
-            raise ValueError("give threshold or share, not both")
-
 
 def is_loopback(address: str) -> bool:
     """Whether a server's address is of this machine."""
     host = (urlsplit(address).hostname or "").lower()
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
-
-
-def _optional_nanousd(dollars: Decimal | None) -> int | None:
-    return None if dollars is None else nanousd(dollars)

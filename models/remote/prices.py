@@ -19,7 +19,8 @@ from typing import Any
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, MissingExtra, UnknownPrice
-from viaticum.model_spec import BATCH_DISCOUNT, LITELLM_PRICES, ModelSpec
+from viaticum.model_prices import LITELLM_PRICES
+from viaticum.model_spec import BATCH_DISCOUNT, ModelSpec
 from viaticum.money import Price, format_usd
 
 TOLERANCE = 100  # a reported cost may differ from ours by 1 / TOLERANCE before a warning
