@@ -170,15 +170,14 @@ class SqliteStore(Store):
             _mark_closed(self.path)
 
     def _open(self, *, create: bool) -> Database:
-        try:
+        with _path_errors(self.path):
             if create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                private_file(self.path)
             _check_header_once(self.path)
-        except OSError as error:
-            reason = error.strerror or error
-            raise LedgerError(f"cannot use {self.path} as a ledger: {reason}; give another path") from error
         try:
+            if create:  # after the check: a file of another program keeps its permissions
+                with _path_errors(self.path):
+                    private_file(self.path)
             opened = _identify(self.path)
             connection = self._connect(create)
             try:
@@ -219,6 +218,15 @@ class SqliteStore(Store):
             yield
         except sqlite3.Error as error:
             raise LedgerError(_error_message(error, self.path)) from error
+
+
+@contextmanager
+def _path_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise LedgerError(f"cannot use {path} as a ledger: {reason}; give another path") from error
 
 
 def _check_header_once(path: Path) -> None:

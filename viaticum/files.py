@@ -8,6 +8,7 @@ what the files mean.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -78,9 +79,11 @@ def private_file(path: str | Path) -> Path:
     file of another user stays as it is.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be made, or it is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with suppress(FileExistsError):  # which is not opened: closing it would drop the locks of SQLite (POSIX)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     for each in (path, *(path.with_name(path.name + end) for end in SQLITE_FILES)):

@@ -41,6 +41,18 @@ def nanousd(dollars: str | int | float | Decimal) -> int:
     return int(amount.quantize(_ONE_NANOUSD, ROUND_HALF_EVEN, _EXACT).scaleb(9, _EXACT))
 
 
+def budget_nanousd(dollars: str | int | float | Decimal) -> int:
+    """Convert the dollars of a budget, which are above zero.
+
+    Raises:
+        InputError: as `nanousd`, or the amount is zero or less.
+    """
+    amount = nanousd(dollars)
+    if amount <= 0:
+        raise InputError(f"a budget is above zero dollars, got {dollars}")
+    return amount
+
+
 def format_usd(amount: int) -> str:
     """Format nano-dollars exactly: `format_usd(2_000_000) == "$0.002"`."""
     sign = "-" if amount < 0 else ""

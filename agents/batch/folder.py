@@ -20,7 +20,7 @@ from viaticum.budgets.records import digest
 from viaticum.errors import InputError
 from viaticum.files import private_folder, run_lock
 from viaticum.jobs import CACHE, JOB, PROVIDER_BATCHES, ROWS, Job
-from viaticum.money import nanousd
+from viaticum.money import budget_nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.routers.query.covering import CoveringRouter
 from viaticum.routers.query.restricted import RestrictedRouter
@@ -34,6 +34,14 @@ OWN = (JOB, ROWS, CACHE, SHADOWS, PROVIDER_BATCHES)  # and what SQLite and atomi
 def job_folder(out: str | Path) -> Path:
     """The folder of the job that writes these results."""
     return Path(f"{out}.job")
+
+
+def no_job(out: str | Path) -> InputError:
+    """Of a job that is to go on and is not there."""
+    return InputError(
+        f"no job to go on with: there is no {job_folder(out) / JOB}; name the results of one, or begin: "
+        "viaticum batch QUESTIONS --budget USD --out RESULTS"
+    )
 
 
 def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
@@ -106,17 +114,10 @@ def acquire_job_lock(folder: Path) -> AbstractContextManager[None]:
 
 def resolve_limit(budget: Dollars | None, before: Job | None) -> int:
     if budget is not None:
-        return parse_budget(budget)
+        return budget_nanousd(budget)
     if before is None or before.limit_nanousd is None:
         raise InputError("a new job needs a budget: give the dollars that it may cost at most (--budget 20)")
     return before.limit_nanousd
-
-
-def parse_budget(budget: Dollars) -> int:
-    amount = nanousd(budget)
-    if amount <= 0:
-        raise InputError(f"a budget is above zero dollars, got {budget}")
-    return amount
 
 
 def fingerprint(

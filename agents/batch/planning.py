@@ -235,18 +235,22 @@ class RowPlanner:
         return {"seconds": seconds, "deadline": max(1e-3, self._deadline - self._elapsed())}
 
     def _worst_holds(self, rows: Sequence[BatchRow]) -> Array | None:
-        """Largest hold of each plan over a few rows [W], in nano-dollars; 0 where it is unknown."""
+        """Median hold of each plan over a few rows [W], in nano-dollars; 0 where it is unknown.
+
+        Not the largest: one long row that the budget cannot pay would keep it from all others.
+        """
         if self._worst is None:
             return None
         routed = [row for row in rows if not row.names_model]
-        most = dict.fromkeys((plan.pairs[0] for plan in self._plans), 0)  # plans share first calls
+        holds: dict[Pair, list[int]] = {plan.pairs[0]: [] for plan in self._plans}  # plans share first calls
         for row in routed[:: max(1, len(routed) // HOLD_ROWS)]:
-            for pair in most:
+            for pair, found in holds.items():
                 try:
-                    most[pair] = max(most[pair], self._worst(PlannedRow(row, Plan((pair,)), NO_FALLBACK)))
+                    found.append(self._worst(PlannedRow(row, Plan((pair,)), NO_FALLBACK)))
                 except InputError:  # e.g. a question too long for the model: the row will say so
                     continue
-        return np.array([float(most[plan.pairs[0]]) for plan in self._plans])
+        median = {pair: float(np.median(found)) if found else 0.0 for pair, found in holds.items()}
+        return np.array([median[plan.pairs[0]] for plan in self._plans])
 
     def _max_unsettled(self) -> int:
         left = self._pacer.rows_left if self._pacer is not None else 1 << 30

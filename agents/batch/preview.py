@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Unpack
 
 from viaticum.agents.batch.deferral import Deferral
-from viaticum.agents.batch.folder import parse_budget
 from viaticum.agents.batch.input import Input, survey
 from viaticum.agents.batch.plan_times import PlanTimes
 from viaticum.agents.batch.planned_rows import RouteEstimates
@@ -21,6 +20,7 @@ from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars, ModelKeywords, WorkflowSettings
 from viaticum.budgets import Ledger
 from viaticum.jobs import Preview
+from viaticum.money import budget_nanousd
 
 SAMPLE = 2000  # rows from which the price of accuracy is computed
 BUDGET_SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
@@ -88,7 +88,7 @@ def preview_batch(
     Parameters and errors are those of `run_batch`.
     """
     input_file = Input.open(source, format=format, skip=skip, limit=limit)
-    amount = parse_budget(budget)
+    amount = budget_nanousd(budget)
     with Ledger("memory:") as ledger:
         tools = open_resources(WorkflowSettings.from_keywords(None, {**settings, "concurrency": 1}), ledger)
         deferral = Deferral(tools.catalogue, tools.model, deadline, lambda: 0.0)

@@ -32,6 +32,7 @@ from viaticum.agents.batch.folder import (
     acquire_job_lock,
     check_fingerprint,
     clear_folder,
+    no_job,
     now,
     prepare_folder,
     without_plan,
@@ -62,7 +63,6 @@ from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.budgets import Ledger
-from viaticum.errors import InputError
 from viaticum.jobs import CACHE, Job, JobEnd, JobRow
 
 __all__ = ["BatchEnd", "run_batch"]
@@ -101,7 +101,7 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
     settings = BatchSettings(**keywords)
     if source is None:
         if before is None:
-            raise InputError("no input; give the questions of a new job: viaticum batch QUESTIONS.jsonl")
+            raise no_job(out)
         source = before.input
     input_file = Input.open(source, format=settings.format, skip=settings.skip, limit=settings.limit)
     configure = engine_for(settings.engine, settings.cluster, settings.ledger_address)

@@ -19,7 +19,6 @@ from typing import get_args
 
 import numpy as np
 
-from viaticum.agents.batch.folder import parse_budget
 from viaticum.agents.batch.input import BatchRow, RequestOverrides
 from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import CONCURRENCY, worst_of
@@ -37,7 +36,7 @@ from viaticum.errors import BudgetError, DataError, InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.models.settings import prompt, resolve
-from viaticum.money import NANOUSD_PER_USD, Price, format_usd
+from viaticum.money import NANOUSD_PER_USD, Price, budget_nanousd, format_usd
 from viaticum.questions import Question
 from viaticum.residency import Only, checked_only
 from viaticum.routers.query import Plan, StaticRouter
@@ -229,7 +228,7 @@ class Tuning:
             len(kept),
             pairs,
             Path(out),
-            parse_budget(budget),
+            budget_nanousd(budget),
             address,
             workflow,
             dataset,

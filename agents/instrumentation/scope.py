@@ -33,7 +33,7 @@ from viaticum.checks import checked_count
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError
 from viaticum.models.remote.prices import check_cache_writes
 from viaticum.models.remote.prompt_tokens import PromptRatio
-from viaticum.money import Price, as_price, format_usd, nanousd
+from viaticum.money import Price, as_price, budget_nanousd, format_usd
 from viaticum.residency import ANY_LABEL, NO_RESTRICTION, Only, Residency, checked_only
 from viaticum.types import TokenCount
 
@@ -361,10 +361,7 @@ def budget(
     elif limit is None:
         opened.create(name, parent=parent, only=only)
     else:
-        allowed = nanousd(limit)
-        if allowed <= 0:
-            raise InputError(f"a budget is above zero dollars, got {limit}")
-        opened.create(name, limit_nanousd=allowed, parent=parent, only=only)
+        opened.create(name, limit_nanousd=budget_nanousd(limit), parent=parent, only=only)
     known = {model: as_price(each) for model, each in (prices or {}).items()}
     entries = catalogue if isinstance(catalogue, Catalogue | None) else Catalogue.load(catalogue)
     if outer is None:

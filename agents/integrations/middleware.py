@@ -46,7 +46,7 @@ from viaticum.errors import (
     InputError,
     MissingExtra,
 )
-from viaticum.money import nanousd
+from viaticum.money import budget_nanousd
 from viaticum.residency import Only, Residency
 from viaticum.types import Pair, Row, TokenCount
 
@@ -160,10 +160,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger or "memory:")
         self.budget_name = budget_name or f"agent-{uuid.uuid4().hex[:12]}"
         if budget is not None:
-            limit = nanousd(budget)
-            if limit <= 0:
-                raise InputError(f"a budget is above zero dollars, got {budget}")
-            self.ledger.create(self.budget_name, limit_nanousd=limit)
+            self.ledger.create(self.budget_name, limit_nanousd=budget_nanousd(budget))
         else:
             self.ledger.budget(self.budget_name)  # it exists
         self._guard.residency &= self.ledger.residency(self.budget_name)

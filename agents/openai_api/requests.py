@@ -14,7 +14,7 @@ from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.openai_api.parsing import Form, StrictForm, parse_body
 from viaticum.errors import InputError
 from viaticum.generation import MAX_BIASES, Bias, GenerationSettings
-from viaticum.money import nanousd
+from viaticum.money import budget_nanousd
 from viaticum.types import Message
 
 MAX_CHOICES = 16
@@ -132,10 +132,7 @@ class RequestLimits(StrictForm):
         """The request's own budget in nano-dollars. Raises `InputError` if it is not above zero."""
         if self.budget is None:
             return None
-        limit = nanousd(self.budget)
-        if limit <= 0:
-            raise InputError(f"a budget is above zero dollars, got {self.budget}")
-        return limit
+        return budget_nanousd(self.budget)
 
 
 class RoutedRequest(RequestLimits):

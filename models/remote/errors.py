@@ -6,11 +6,15 @@ itself (`models.remote.model`).
 
 from __future__ import annotations
 
+import ast
+import json
 import random
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
@@ -73,11 +77,19 @@ def error_kind(error: Exception) -> type[ViaticumError]:
     return ModelError
 
 
-def translate_error(error: Exception, spec: ModelSpec, key: str | None = None) -> ViaticumError:
-    """Return our error for one of LiteLLM or the connection. key: API key, removed from the message."""
+def translate_error(
+    error: Exception, spec: ModelSpec, key: str | None = None, *, has_begun: bool = False
+) -> ViaticumError:
+    """Return our error for one of LiteLLM or the connection.
+
+    key: API key, removed from the message.
+    has_begun: whether a part of the answer had arrived, so that it is not the request that is wrong.
+    """
     if isinstance(error, ViaticumError):
         return error
     kind, message = error_kind(error), _message(error, key)
+    if has_begun and kind is InputError:
+        kind = ProviderUnavailable
     what = _explanation(kind, spec)
     if kind in (RateLimited, ProviderUnavailable):
         return kind(f"{what}: {message}", retry_after(error))
@@ -200,7 +212,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _message(error: Exception, key: str | None) -> str:
     text = one_line(getattr(error, "message", None) or error) or type(error).__name__
-    text = _ERROR_PREFIX.sub("", text) or text
+    text = _message_of_body(_ERROR_PREFIX.sub("", text) or text)
     if key:
         text = text.replace(key, "[key]")
     return one_line(text, LONGEST)
+
+
+def _message_of_body(text: str) -> str:
+    """What a provider said, where LiteLLM quotes the body of its response: as JSON, or as Python's bytes."""
+    found: Any = text
+    with suppress(ValueError, SyntaxError, RecursionError):
+        if text.startswith(("b'", 'b"')):
+            found = text = ast.literal_eval(text).decode("utf-8", "replace")
+        found = json.loads(text)
+        while isinstance(found, dict):  # {"error": {"message": "..."}} and {"error": "..."}
+            found = found.get("error") or found.get("message")
+    return found if isinstance(found, str) and found.strip() else text

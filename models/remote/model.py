@@ -239,8 +239,9 @@ class RemoteStream(Iterator[StreamPiece]):
                 wait = wait_before_retry(error, tries)
                 if (requested := retry_after(error)) is not None:
                     self.model._rate_limiter.block(requested)
-                if self._response.has_output or wait is None or tries > retries:
-                    raise translate_error(error, spec, request.get("api_key")) from error
+                has_begun = self._response.has_output
+                if has_begun or wait is None or tries > retries:
+                    raise translate_error(error, spec, request.get("api_key"), has_begun=has_begun) from error
             _log.info("%s: try %d failed; next try in %.1f s", spec.name, tries, wait)
             self.is_sent = False
             yield from self._wait(wait)

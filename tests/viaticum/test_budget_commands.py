@@ -55,6 +55,35 @@ def run(where: str) -> Run:
     return program(where)
 
 
+LOOKS = ["list", "show", "entries", "verify", "export", "spending", "reconcile", "set x --pause", "show x"]
+
+
+@pytest.mark.parametrize("command", LOOKS)
+def test_a_ledger_that_is_looked_at_is_not_made(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "typo.db"
+    for more in ((), ("--read-only",)) if command == "list" else ((),):
+        done = program(str(path))(*command.split(), *more, code=1)
+        assert done.stderr.startswith(f"error: no ledger at {path}; correct the path"), done.stderr
+    assert not path.exists()
+
+
+def test_before_the_first_call_this_users_ledger_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIATICUM_HOME", str(tmp_path / "home"))
+    run = program("")
+    assert told(run("list", "--json")) == []
+    assert "unknown budget 'x'; known: none" in run("show", "x", code=1).stderr
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("limit", ["0", "-3"])
+def test_a_limit_is_above_zero_dollars(run: Run, where: str, limit: str) -> None:
+    for command in ("create", "set"):
+        done = run(command, "x", "--limit", limit, code=1)
+        assert done.stderr == f"error: a budget is above zero dollars, got {limit}\n"
+
+
 def spend(where: str) -> None:
     """Below org > run: one call posted, one void, one dispatched and one reserved."""
     with Ledger(where) as ledger:
@@ -182,7 +211,7 @@ def test_wrong_use_is_told_in_one_line(run: Run, tmp_path: Path) -> None:
     run("create", "org", "--limit", "1")
     for arguments, said in [
         (["create", "new"], "no limit given"),
-        (["create", "new", "--limit", "-1"], "not a limit"),
+        (["create", "new", "--limit", "-1"], "a budget is above zero dollars"),
         (["create", "new", "--limit", "1", "--per", "week"], "use hour, day or month"),
         (["create", "new", "--limit", "1", "--per", "day", "--zone", "Mars"], "unknown time zone"),
         (["create", "new", "--limit", "1", "--rolling"], "go with --per"),

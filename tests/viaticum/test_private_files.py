@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from scripted_client import client
 from viaticum.agents.batch import job_folder
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.budgets import Ledger
-from viaticum.errors import InputError
-from viaticum.files import private_file, private_folder
+from viaticum.errors import InputError, LedgerError
+from viaticum.files import private_database, private_file, private_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX rights")
 
@@ -63,6 +65,30 @@ def test_existing_files_are_tightened_with_a_word(tmp_path: Path, caplog: pytest
     path.chmod(0o444)
     private_file(path)
     assert rights(path) == 0o400, "nobody gains a right"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "other.db", "folder"])
+def test_what_is_no_ledger_keeps_its_rights(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    elif name == "other.db":
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("CREATE TABLE t (x)")
+    else:
+        path.write_text("a letter")
+    path.chmod(0o755)
+    with pytest.raises(LedgerError, match="ledger"):
+        Ledger(path)
+    assert rights(path) == 0o755
+
+
+@pytest.mark.parametrize("make", [private_file, private_database])
+def test_a_folder_is_no_private_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(IsADirectoryError):
+        make(tmp_path)
+    assert rights(tmp_path) == 0o755
 
 
 def test_checkpoints_of_a_client(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viaticum.commands.budget_input import heads_from, reported_usage, settle_one, window_from
+from viaticum.commands.budget_input import heads_from, opened_ledger, reported_usage, settle_one, window_from
 from viaticum.commands.budget_output import (
     ENTRY_FIELDS,
     budget_json,
@@ -37,10 +35,10 @@ from viaticum.commands.budget_output import (
 )
 from viaticum.commands.table import print_table
 from viaticum.errors import InputError
-from viaticum.money import format_usd, nanousd
+from viaticum.money import budget_nanousd, format_usd
 
 if TYPE_CHECKING:
-    from viaticum.budgets import Entry, Ledger
+    from viaticum.budgets import Entry
 
 app = typer.Typer(
     no_args_is_help=True, help="Create and list budgets, reconcile calls, verify and export the ledger."
@@ -94,10 +92,12 @@ def create(
     where: Where = None,
 ) -> None:
     """Create a budget. Below a parent, whose limits apply as well, its own limit is optional."""
-    with _ledger(where) as ledger:
+    from viaticum.budgets import Ledger
+
+    with Ledger(where) as ledger:
         created = ledger.create(
             name,
-            limit_nanousd=None if limit is None else nanousd(limit),
+            limit_nanousd=None if limit is None else budget_nanousd(limit),
             limit_tokens=tokens,
             parent=parent,
             window=window_from(per, rolling, zone),
@@ -125,7 +125,7 @@ def set_terms(
     """Change the limits or the window; pause, resume or close. Each change is an entry."""
     terms: dict[str, Any] = {}
     if limit is not None:
-        terms["limit_nanousd"] = nanousd(limit)
+        terms["limit_nanousd"] = budget_nanousd(limit)
     if tokens is not None:
         terms["limit_tokens"] = tokens
     if per is not None or no_window:
@@ -134,7 +134,7 @@ def set_terms(
         raise InputError(
             "say what to change: --limit, --tokens, --per or one of --pause, --resume and --close"
         )
-    with _ledger(where) as ledger:
+    with opened_ledger(where) as ledger:
         if terms:
             ledger.set_limit(name, **terms)
         for wanted, change in (
@@ -163,7 +163,7 @@ def list_budgets(
     Runs, batches and other budgets with names that were made up are one line for each kind; JSON and CSV have
     every budget.
     """
-    with _ledger(where, read_only) as ledger:
+    with opened_ledger(where, read_only=read_only) as ledger:
         budgets, times = ledger.budgets(), ledger.times()
     if as_csv or as_json:
         rows = [
@@ -183,7 +183,7 @@ def show(
     name: AnyName = None, as_json: JsonFlag = False, read_only: ReadOnly = False, where: Where = None
 ) -> None:
     """Show limit, spent, held and left; for one budget also its parents and its open calls."""
-    with _ledger(where, read_only) as ledger:
+    with opened_ledger(where, read_only=read_only) as ledger:
         if name is None:
             print_budgets(ledger.budgets(), as_json)
             return
@@ -212,7 +212,7 @@ def list_entries(
 ) -> None:
     """List the entries, oldest first. --json prints one object per line."""
     entries: deque[Entry] = deque(maxlen=last or None)
-    with _ledger(where, read_only) as ledger:
+    with opened_ledger(where, read_only=read_only) as ledger:
         ledger.each_entry(
             lambda entry: entries.append(entry) if kind in (None, entry.kind) else None, name, key
         )
@@ -239,7 +239,7 @@ def forecast(
     from viaticum.budgets import forecast as forecast_calls
 
     tags = {name: value for name, value in (("model", model), ("strategy", strategy)) if value is not None}
-    with _ledger(where, read_only) as ledger:
+    with opened_ledger(where, read_only=read_only) as ledger:
         found = forecast_calls(ledger, name, tags, last)
     if as_json:
         print_json({"budget": name, "tags": tags} | asdict(found))
@@ -271,7 +271,7 @@ def reconcile(
     where: Where = None,
 ) -> None:
     """End expired leases, then list the calls whose outcome is unknown, or settle one or many of them."""
-    with _ledger(where) as ledger:
+    with opened_ledger(where) as ledger:
         expired = ledger.expire_leases(datetime(9998, 1, 1, tzinfo=UTC) if crashed else None)
         settled: list[Entry] = []
         if key is not None:
@@ -317,7 +317,7 @@ def verify(
 ) -> None:
     """Replay all entries and compare every row; exit code 1 if one was altered or a limit was exceeded."""
     kept = None if head is None else heads_from(head)
-    with _ledger(where, read_only) as ledger:
+    with opened_ledger(where, read_only=read_only) as ledger:
         findings = ledger.check(name, heads=kept)
         heads = {} if findings else ledger.chain_heads()
     if as_json:
@@ -340,7 +340,7 @@ def clock(
     where: Where = None,
 ) -> None:
     """Let a budget's tree go on at this machine's time, after a clock that ran ahead. It is an entry."""
-    with _ledger(where) as ledger:
+    with opened_ledger(where) as ledger:
         entry = ledger.restart_clock(name, reason)
     if as_json:
         print_json(None if entry is None else entry_json(entry))
@@ -353,7 +353,7 @@ def clock(
 @app.command()
 def backup(file: Annotated[Path, typer.Argument(help="A new file.")], where: Where = None) -> None:
     """Copy a ledger file into a new one, consistently, while it is in use."""
-    with _ledger(where, read_only=True) as ledger:
+    with opened_ledger(where, read_only=True) as ledger:
         ledger.backup(file)
     typer.echo(f"{file}: verify it with viaticum budget verify --ledger {file}")
 
@@ -370,17 +370,9 @@ def export(
     if out is not None and out.suffix not in (".csv", ".jsonl"):
         raise InputError(f"cannot tell the format of {out}; name it .csv or .jsonl")
     as_lines = as_json or (out is not None and out.suffix == ".jsonl")
-    with _ledger(where, read_only) as ledger, open_output(out) as file:
+    with opened_ledger(where, read_only=read_only) as ledger, open_output(out) as file:
         if as_lines:
             ledger.each_entry(lambda entry: file.write(json.dumps(entry_json(entry)) + "\n"), name)
         else:
             writer = csv_writer(file, ENTRY_FIELDS)
             ledger.each_entry(lambda entry: writer.writerow(csv_cells(entry_json(entry))), name)
-
-
-@contextmanager
-def _ledger(where: str | None, read_only: bool = False) -> Iterator[Ledger]:
-    from viaticum.budgets import Ledger
-
-    with Ledger(where, read_only=read_only) as ledger:
-        yield ledger

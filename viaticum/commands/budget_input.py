@@ -1,4 +1,4 @@
-"""What `viaticum budget` reads: windows, usage on the command line and in files, heads of chains.
+"""What `viaticum budget` reads: ledgers, windows, usage on the command line and in files, heads of chains.
 
 Leaves out the commands: see `budget`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,26 @@ from viaticum.types import TokenCount
 
 if TYPE_CHECKING:
     from viaticum.budgets import Entry, Ledger, Window
+
+
+@contextmanager
+def opened_ledger(where: str | None, *, read_only: bool = False) -> Iterator[Ledger]:
+    """Open a ledger that is there, for a command that makes none.
+
+    where: as `--ledger` names it. Before this user's first call there is no ledger of theirs: an empty one in
+        memory takes its place.
+
+    Raises:
+        InputError: `where` names a file that is not there.
+    """
+    from viaticum.budgets import Ledger, default_path
+
+    if where is None and not default_path().exists():
+        where = "memory:"
+    elif where is not None and "://" not in where and where != "memory:" and not Path(where).exists():
+        raise InputError(f"no ledger at {where}; correct the path, or make one: viaticum budget create NAME")
+    with Ledger(where, read_only=read_only) as ledger:
+        yield ledger
 
 
 def window_from(per: str | None, rolling: bool, zone: str) -> Window | None:

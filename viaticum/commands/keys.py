@@ -12,7 +12,7 @@ import typer
 from viaticum.commands.generation import Only
 from viaticum.commands.serve import Folder
 from viaticum.commands.table import print_table
-from viaticum.money import nanousd
+from viaticum.money import budget_nanousd
 
 if TYPE_CHECKING:
     from viaticum.agents.server.api_keys import ApiKey, ApiKeyStore
@@ -54,7 +54,7 @@ def create(
     with Ledger(home / "ledger.db") as ledger:
         if limit is not None:
             scope = scope or name
-            ledger.create(scope, limit_nanousd=nanousd(limit), parent=parent)
+            ledger.create(scope, limit_nanousd=budget_nanousd(limit), parent=parent)
         elif scope is not None:
             ledger.budget(scope)
     with _open_keys(folder) as keys:

@@ -70,7 +70,7 @@ def run(
     from viaticum.agents.instrumentation.run import RunSettings, run_program
     from viaticum.budgets import Ledger, default_path
     from viaticum.errors import InputError
-    from viaticum.money import nanousd
+    from viaticum.money import budget_nanousd
 
     prices = dict(map(parse_price, price or ()))
     if dollars is None and budget_name is None:
@@ -82,7 +82,7 @@ def run(
         if dollars is None:
             ledger.budget(name)
         else:
-            ledger.create(name, limit_nanousd=nanousd(dollars))
+            ledger.create(name, limit_nanousd=budget_nanousd(dollars))
         settings = RunSettings(
             name,
             address if "://" in address else str(Path(address).absolute()),

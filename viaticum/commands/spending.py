@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viaticum.commands.budget import AnyName, CsvFlag, JsonFlag, ReadOnly, Where, Zone
+from viaticum.commands.budget_input import opened_ledger
 from viaticum.commands.budget_output import open_output, print_json
 from viaticum.commands.table import print_table
 from viaticum.errors import InputError
@@ -54,14 +55,13 @@ def spending(
     Counts what the ledger posted. Team and key are those of the server's API keys; code sets its own labels
     with viaticum.tagged(team="search"), a process with VIATICUM_TAGS=team=search.
     """
-    from viaticum.budgets import Ledger
     from viaticum.reports.spending import checked_dimensions, read_spending
 
     dimensions = checked_dimensions(by or DEFAULT)
     times = _time(since, zone), _time(until, zone)
     if out is not None:
         _refuse(out, force)
-    with Ledger(where, read_only=read_only) as ledger:
+    with opened_ledger(where, read_only=read_only) as ledger:
         if out is not None and out.suffix == ".html":
             from viaticum.reports.spending_page import write_spending_page
 

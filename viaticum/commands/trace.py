@@ -7,6 +7,7 @@ import dataclasses
 import typer
 
 from viaticum.commands.budget import JsonFlag, Name, ReadOnly, Where
+from viaticum.commands.budget_input import opened_ledger
 from viaticum.commands.budget_output import print_json
 from viaticum.commands.table import print_table
 from viaticum.money import format_usd
@@ -21,10 +22,9 @@ def trace(name: Name, as_json: JsonFlag = False, read_only: ReadOnly = False, wh
 
     The budget is that of a client, an agent, `viaticum run` or a batch job; `viaticum budget list` names all.
     """
-    from viaticum.budgets import Ledger
     from viaticum.reports.trace import Trace, TracedCall, read_trace
 
-    with Ledger(where, read_only=read_only) as ledger:
+    with opened_ledger(where, read_only=read_only) as ledger:
         run: Trace = read_trace(ledger, name)
     if as_json:
         calls = [dataclasses.asdict(call) for call in run.calls]

@@ -481,7 +481,7 @@ def test_a_job_that_goes_on_remembers_what_it_was_given(tmp_path: Path, given: d
 
 def test_a_new_job_needs_an_input(tmp_path: Path) -> None:
     for resume in (False, True):
-        with pytest.raises(InputError, match="no input"):
+        with pytest.raises(InputError, match="no job to go on with"):
             run_batch(None, tmp_path / "out.jsonl", budget=1, resume=resume)
 
 
@@ -939,7 +939,7 @@ def test_the_command_goes_on_with_the_results_alone(tmp_path: Path) -> None:
         assert refused.exit_code == 1
         assert text in " ".join(str(refused.exception or refused.output).split())
     nothing = CliRunner().invoke(app, ["batch", "--resume", str(tmp_path / "no.jsonl")])
-    assert "no input" in str(nothing.exception or nothing.output)
+    assert "no job to go on with: there is no" in str(nothing.exception or nothing.output)
 
 
 def test_the_command_ends_in_order_on_a_signal(tmp_path: Path) -> None:

@@ -371,3 +371,16 @@ def test_results_without_a_suffix_are_as_the_input(tmp_path: Path) -> None:
         ledger=tmp_path / "ledger.db",
     )
     assert (tmp_path / "results").read_text().splitlines()[0].startswith("id,")
+
+
+def test_a_row_that_the_budget_cannot_pay_keeps_it_from_no_other(tmp_path: Path) -> None:
+    """Such as one in which a whole document stands."""
+    path = write_questions(tmp_path / "in.jsonl", 9)
+    long = {"id": "long", "question": "word " * 7000 + "What is 1 + 2?", "kind": "number"}
+    path.write_text(json.dumps(long) + "\n" + path.read_text())
+    router = FixedPlansRouter({CHEAP: (0.5, 39_000)})
+    ended = run(tmp_path, models=models(cheap=long_and_right), router=router, budget="0.0006")
+    states = {row.id: row.state for row in rows_of(ended)}
+    assert states.pop("long") == "skipped"
+    assert set(states.values()) == {"answered"}
+    assert ended.job.ending == "budget_exhausted"
