@@ -5,17 +5,20 @@ of DeepSeek-R1-Distill-Qwen 1.5B and 32B with one vocabulary. The decoded tokens
 decodes which token is replayed from generated traces: the large model has 13% of the tokens, in runs of
 mostly 1 to 3, as the papers report.
 
-    python benchmarks/decode_gpu.py > decode_gpu.json            # one GPU of 96 GB or more
+    python benchmarks/decode_gpu.py --out decode_gpu.json        # one GPU of 96 GB or more
     python benchmarks/decode_gpu.py --device cpu --tiny          # seconds: whether it works
 
-One JSON object on stdout. For 1, 4, 8 and 16 streams, after an untimed run that prefills the prompts and
-captures every graph: tokens a second of the large model alone and of both together (with the best number of
-rows that the large one waits for). floor_s: the bytes that the calls have to read (weights but the input
-embedding, keys and values of the rows) over the measured bandwidth; floor_ratio: that over the seconds taken,
-1 at the limit.
+One JSON object on stdout, and in --out after every part, so that a run that is ended keeps what it has. A
+part that fails is listed under `faults` with its traceback; the others run, and the exit status is 1.
+
+For 1, 4, 8 and 16 streams, after an untimed run that prefills the prompts and captures every graph: tokens a
+second of the large model alone and of both together (with the best number of rows that the large one waits
+for). floor_s: the bytes that the calls have to read (weights but the input embedding, keys and values of the
+rows) over the measured bandwidth; floor_ratio: that over the seconds taken, 1 at the limit.
 
 Speculative decoding is predicted, not run: random models agree on nothing. `decoders.cost` simulates it with
 the measured call times and --acceptance; its predictions of the two modes that were run stand beside them.
+launches: what a token of one stream of both models costs in calls of the CUDA runtime, by torch's profiler.
 graph_error: the largest logit difference of static (on CUDA: captured) calls from dynamic ones, tiny model,
 float32.
 """
@@ -25,11 +28,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import platform
 import random
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,38 +59,20 @@ SHARE = 0.13  # of the tokens, the large model's
 RUNS = {1: 0.60, 2: 0.25, 3: 0.10, 4: 0.03, 5: 0.02}  # lengths of the large model's runs, and how often
 DRAFTS = (1, 2, 3, 4, 6, 8)
 VOCABULARY = 152_064
-SHAPES: dict[str, dict[str, Any]] = {
-    "small": {
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-    },
-    "large": {
-        "hidden_size": 5120,
-        "num_hidden_layers": 64,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-        "intermediate_size": 27648,
-    },
-}
-TINY: dict[str, dict[str, Any]] = {
-    "small": {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-    },
-    "large": {
-        "hidden_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 128,
-    },
-}
+
+
+def shape(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": intermediate,
+    }
+
+
+SHAPES = {"small": shape(1536, 28, 12, 2, 8960), "large": shape(5120, 64, 40, 8, 27648)}
+TINY = {"small": shape(32, 2, 4, 2, 64), "large": shape(64, 3, 4, 2, 128)}
 
 
 class Numbers:
@@ -144,9 +132,7 @@ def build(
         max_position_embeddings=context,
         tie_word_embeddings=False,
         rms_norm_eps=1e-6,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     )
     with device:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -266,34 +252,32 @@ class Bench:
         }
 
 
-def streams_of(bench: Bench, costs: CostModel, streams: int, acceptance: float) -> dict[str, Any]:
-    """Everything about one number of streams."""
+def streams_of(bench: Bench, costs: CostModel | None, streams: int, acceptance: float) -> dict[str, Any]:
+    """Everything about one number of streams; without predictions where calls could not be timed."""
     alone = bench.write(streams, mixed=False)
     both = {n: bench.write(streams, mixed=True, batch=n) for n in BATCHES if n <= max(1, streams // 2)}
     best = max(both, key=lambda n: both[n]["tok_s"])
-    mixed = both[best]
+    mixed = both[best] | {"llm_batch": best}
     alone.pop("habits")
     habits = {n: each.pop("habits") for n, each in both.items()}
+    mixed.pop("habits")
+    found = {
+        "llm": alone,
+        "mixed": mixed,
+        "mixed_tok_s_by_llm_batch": {n: each["tok_s"] for n, each in both.items()},
+        "mixed_over_llm": mixed["tok_s"] / alone["tok_s"],
+        "mixed_over_llm_floor": alone["floor_s"] / mixed["floor_s"],
+    }
+    if costs is None:
+        return found
     guesses = {
         k: costs.predict(DecodingMode(False, k), HandoffStats(1.0, 0.0, acceptance), streams) for k in DRAFTS
     }
     draft = max(guesses, key=lambda k: guesses[k])
-    return {
-        "llm": alone | {"predicted_tok_s": costs.predict(LARGE_ALONE, HandoffStats(1.0, 0.0), streams)},
-        "mixed": mixed
-        | {
-            "llm_batch": best,
-            "predicted_tok_s": costs.predict(DecodingMode(True), habits[best], streams, batch=best),
-        },
-        "mixed_tok_s_by_llm_batch": {n: each["tok_s"] for n, each in both.items()},
+    alone["predicted_tok_s"] = costs.predict(LARGE_ALONE, HandoffStats(1.0, 0.0), streams)
+    mixed["predicted_tok_s"] = costs.predict(DecodingMode(True), habits[best], streams, batch=best)
+    return found | {
         "speculative_predicted": {"draft": draft, "acceptance": acceptance, "tok_s": guesses[draft]},
-        "mixed_over_llm": mixed["tok_s"] / alone["tok_s"],
-        "mixed_over_llm_floor": streams
-        * bench.new
-        / mixed["floor_s"]
-        * alone["floor_s"]
-        / streams
-        / bench.new,
         "mixed_over_speculative": mixed["tok_s"] / guesses[draft],
     }
 
@@ -333,64 +317,110 @@ def conditions(arguments: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     }
 
 
-def milliseconds(times: CallTimes) -> dict[str, list[float]]:
-    """Milliseconds of a call by its rows, one number for each measured number of tokens."""
-    return {
-        f"{rows} rows": [round(1e3 * each, 3) for each in line]
-        for rows, line in zip(times.rows, times.seconds, strict=True)
-    }
-
-
-def work(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything; returns the JSON object that is printed."""
-    device = torch.device(arguments.device)
-    tiny = arguments.tiny
-    if tiny:
-        arguments.prompt, arguments.new = 24, 40
-    prompt, new = arguments.prompt, arguments.new
-    vocabulary, slots = 512 if tiny else VOCABULARY, max(arguments.streams)
-    say("static against dynamic calls")
-    error = graph_error(device)
-    speeds = bandwidth(device, 0.06 if tiny else 4.0)
-    small, large = build_runners(arguments, vocabulary, device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # of what was measured above, and of layers that were joined
-    say("timing calls")
-    sizes = {"rows": arguments.streams, "context": prompt, "repeats": 3}
-    costs = CostModel(
+def timed(small: Runner, large: Runner, arguments: argparse.Namespace) -> CostModel:
+    sizes = {"rows": arguments.streams, "context": arguments.prompt, "repeats": 3}
+    return CostModel(
         measure(small, **sizes, tokens=(1, 2, 3, 4)),
         measure(large, **sizes, tokens=(1, 2, 3, 4, 6, 9), verifies=True),
         {},
     )
+
+
+def milliseconds(costs: CostModel) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of a call by its rows, one number for each measured number of tokens."""
+
+    def table(times: CallTimes) -> dict[str, list[float]]:
+        return {
+            f"{rows} rows": [round(1e3 * each, 3) for each in line]
+            for rows, line in zip(times.rows, times.seconds, strict=True)
+        }
+
+    return {"small (1 to 4 tokens)": table(costs.small), "large (1, 2, 3, 4, 6, 9)": table(costs.large)}
+
+
+def graphs_of(bench: Bench) -> dict[str, int | None]:
+    """Graphs that were captured so far, and the most memory that was in use."""
+    device = bench.large.device
+    return {
+        "small": len(getattr(bench.small, "_graphs", ())),
+        "large": len(getattr(bench.large, "_graphs", ())),
+        "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    }
+
+
+class Report:
+    """What was found so far, written to a file after every part.
+
+    Args:
+        path: of the JSON file; None: none is written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.found: dict[str, Any] = {"faults": []}
+        self._path = path
+
+    def part(self, name: str, work: Callable[[], Any], show: Callable[[Any], Any] | None = None) -> Any:
+        """Run a part and keep what it returns, as `show` writes it; None if it fails, which is kept too."""
+        say(name)
+        made, began = None, time.perf_counter()
+        try:
+            made = work()
+            self.found[name] = made if show is None else show(made)
+        except Exception as error:
+            say(f"{name}: {error!r}")
+            self.found["faults"].append({"part": name, "error": repr(error), "trace": traceback.format_exc()})
+        self.found.setdefault("part_seconds", {})[name] = time.perf_counter() - began
+        if self._path is not None:
+            self._path.write_text(json.dumps(rounded(self.found), indent=1))
+        return made
+
+
+def launches(bench: Bench) -> dict[str, float]:
+    """Calls of the CUDA runtime a token, by name, while both models write one text."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        made = bench.write(1, mixed=True)
+    tokens = 2 * bench.new  # `write` writes twice
+    counts = Counter(event.name for event in profile.events() if event.name.startswith("cuda"))
+    return {name: count / tokens for name, count in counts.most_common()} | {"tok_s": made["tok_s"]}
+
+
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything; returns the JSON object that is printed."""
+    device, tiny = torch.device(arguments.device), arguments.tiny
+    if tiny:
+        arguments.prompt, arguments.new = 24, 40
+    prompt, new = arguments.prompt, arguments.new
+    vocabulary, slots = 512 if tiny else VOCABULARY, max(arguments.streams)
+    report = Report(arguments.out)
+    report.part("graph_error", lambda: graph_error(device))
+    speeds = report.part("bandwidth_bytes_s", lambda: bandwidth(device, 0.06 if tiny else 4.0))
+    small, large = build_runners(arguments, vocabulary, device)
+    report.found |= {"small_weight_bytes": small.weight_bytes, "large_weight_bytes": large.weight_bytes}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of what was measured above, and of layers that were joined
+    costs = report.part("call_ms", lambda: timed(small, large, arguments), milliseconds)
     rng = random.Random(0)
     prompts = [[rng.randrange(vocabulary) for _ in range(prompt)] for _ in range(slots)]
-    bench = Bench(small, large, prompts, new, max(speeds.values()))
-    found = {}
+    bench = Bench(small, large, prompts, new, max((speeds or {"unknown": math.nan}).values()))
+    report.found["conditions"] = conditions(arguments, bench)
     for streams in arguments.streams:
-        say(f"{streams} streams")
-        found[streams] = streams_of(bench, costs, streams, arguments.acceptance)
-    return {
-        "conditions": conditions(arguments, bench),
-        "graph_error": error,
-        "bandwidth_bytes_s": speeds,
-        "small_weight_bytes": small.weight_bytes,
-        "large_weight_bytes": large.weight_bytes,
-        "call_ms": {
-            "small (1 to 4 tokens)": milliseconds(costs.small),
-            "large (1, 2, 3, 4, 6, 9)": milliseconds(costs.large),
-        },
-        "graphs": {
-            "small": len(getattr(small, "_graphs", ())),
-            "large": len(getattr(large, "_graphs", ())),
-            "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        },
-        "streams": found,
-    }
+        report.part(
+            f"streams_{streams}",
+            lambda count=streams: (
+                streams_of(bench, costs, count, arguments.acceptance) | {"graphs": graphs_of(bench)}
+            ),
+        )
+    if device.type == "cuda" and torch.version.cuda:
+        report.part("launches", lambda: launches(bench))
+    return report.found
 
 
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
@@ -410,10 +440,13 @@ def main() -> None:
     parser.add_argument(
         "--acceptance", type=float, default=0.8, help="of a draft's next token, for speculative"
     )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON object, written after every part")
     parser.add_argument("--json", action="store_true", help="the JSON object on one line")
     arguments = parser.parse_args()
     arguments.tiny |= torch.device(arguments.device).type == "cpu"
-    print(json.dumps(rounded(work(arguments)), indent=None if arguments.json else 1))
+    found = work(arguments)
+    print(json.dumps(rounded(found), indent=None if arguments.json else 1))
+    sys.exit(bool(found["faults"]))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from transformers import AttentionInterface
 from viaticum.decoders.blocks import BlockPool
 from viaticum.decoders.memory import is_out_of_memory
 from viaticum.errors import ModelError
+from viaticum.routers.token.base import to_device
 
 NAME = "viaticum_slots"
 MAX_KEY_RATIO = 1.25  # of the longest to the shortest row of a span on a CPU
@@ -153,16 +154,16 @@ def spans(
     for rows in groups:
         new, low = lengths[rows[0]], slots[rows[0]]
         row_slots = [slots[row] for row in rows]
-        begin = torch.tensor([starts[row] for row in rows], device=device)
+        begin = to_device([starts[row] for row in rows], device)
         found.append(
             Span(
                 tokens=slice(first, first + len(rows) * new),
                 slots=slice(low, low + len(rows))
                 if row_slots == list(range(low, low + len(rows)))
-                else torch.tensor(row_slots, device=device),
+                else to_device(row_slots, device),
                 positions=begin[:, None] + torch.arange(new, device=device),
                 keys=max(starts[row] for row in rows) + new,
-                blocks=None if pool is None else torch.from_numpy(pool.rows(row_slots)).to(device),
+                blocks=None if pool is None else to_device(pool.rows(row_slots), device),
             )
         )
         first += len(rows) * new

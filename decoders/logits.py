@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from viaticum.decoders.request import BIAS_LIMIT, Sampling
+from viaticum.routers.token.base import to_device
 
 NEVER = float("-inf")
 
@@ -52,7 +53,7 @@ class LogitAdjuster:
         if counts is None:
             counts = self._counts[device] = self._new_counts(tokens, size, device)
         if new := list(tokens[counts.read :]):
-            ids = torch.tensor(new, device=device)
+            ids = to_device(new, device)
             counts.output.index_add_(0, ids, torch.ones(len(new), device=device))
             counts.read += len(new)
         return counts
@@ -62,7 +63,7 @@ class LogitAdjuster:
         if self.sampling.repetition_penalty != 1:
             prompt = torch.zeros(size, dtype=torch.bool, device=device)
             read = [token for token in tokens[: self._prompt_length] if token < size]
-            prompt[torch.tensor(read, dtype=torch.int64, device=device)] = True
+            prompt[to_device(read, device, torch.int64)] = True
         if self.sampling.logit_bias:
             bias = _bias_row(self.sampling.logit_bias, size).to(device)
         return _Counts(torch.zeros(size, device=device), prompt, bias, self._prompt_length)
@@ -94,7 +95,7 @@ def adjust(
     picked = [(adjuster, tokens, ahead) for adjuster, tokens, ahead in rows if adjuster is not None]
     counts = [adjuster.counts(tokens, size, device) for adjuster, tokens, _ in picked]
     settings = [adjuster.sampling for adjuster, *_ in picked]
-    index = torch.tensor(chosen, device=device)
+    index = to_device(chosen, device)
     values = logits[index]  # a copy
     if any(each.bias is not None for each in counts):
         zero = torch.zeros(size, device=device)
@@ -102,7 +103,7 @@ def adjust(
     output = torch.stack([each.output for each in counts])  # [R, V]
     drafted = [(row, token) for row, (*_, ahead) in enumerate(picked) for token in ahead]
     if drafted:
-        at = torch.tensor(drafted, device=device)
+        at = to_device(drafted, device)
         output.index_put_((at[:, 0], at[:, 1]), torch.ones(len(drafted), device=device), accumulate=True)
     values = _penalise(values, output, counts, settings)
     return values if len(chosen) == len(rows) else logits.index_copy(0, index, values)
@@ -114,7 +115,7 @@ def _penalise(
     """Apply the penalties to logits [R, V], given the counts of output tokens [R, V]."""
 
     def column(numbers: list[float]) -> Tensor:
-        return torch.tensor(numbers, device=values.device)[:, None]
+        return to_device(numbers, values.device)[:, None]
 
     written = output > 0
     if any(each.repetition_penalty != 1 for each in settings):
@@ -146,7 +147,7 @@ def logprob_columns(logits: Tensor, tokens: Tensor, wanted: Sequence[int | None]
     rows = [row for row, count in enumerate(wanted) if count is not None]
     if not rows:
         return []
-    index = torch.tensor(rows, device=logits.device)
+    index = to_device(rows, logits.device)
     values = logits if len(rows) == len(wanted) else logits[index]
     total = values.float().logsumexp(-1, keepdim=True)
     most = min(max(count or 0 for count in wanted), values.shape[-1])

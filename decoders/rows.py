@@ -17,6 +17,7 @@ from viaticum.decoders.sampling import ACCEPT, PROPOSE, REDRAW, RESAMPLE, sample
 from viaticum.decoders.sequence_state import SequenceState
 from viaticum.decoders.speculate import verify
 from viaticum.routers.token import Step, entropy
+from viaticum.routers.token.base import to_device
 
 
 def sample_next(
@@ -63,7 +64,7 @@ def router_step(
     """What the router sees: the rows that the small model decodes, without those it drafts for."""
     logits, hidden, entropies = output.logits, output.hidden, output.entropy
     if len(rows) < len(sequences):
-        index = torch.tensor(rows, device=logits.device)
+        index = to_device(rows, logits.device)
         logits, tokens = logits[index], tokens[index]
         hidden = None if hidden is None else hidden[index]
         entropies = None if entropies is None else entropies[index]
@@ -82,7 +83,7 @@ def scatter(values: Tensor, rows: list[int], like: Tensor) -> Tensor:
     if len(rows) == len(like):
         return values
     column = torch.zeros(len(like), device=like.device)
-    return column.index_copy(0, torch.tensor(rows, device=like.device), values.float())
+    return column.index_copy(0, to_device(rows, like.device), values.float())
 
 
 def to_host(columns: Sequence[Tensor]) -> list[list[float]]:

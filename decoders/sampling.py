@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from viaticum.decoders.request import Sampling
-from viaticum.routers.token.base import argmax_token
+from viaticum.routers.token.base import argmax_token, to_device
 
 # Purposes of a random number: the first sample at a position, a second one after a dropped proposal, the
 # acceptance test of a draft token, and the sample that replaces a rejected one.
@@ -44,11 +44,11 @@ def distributions(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     size = logits.shape[-1]
     temperatures = [sampling.temperature or 1.0 for sampling in samplings]
     top_k = [min(1 if s.temperature == 0 else s.top_k or size, size) for s in samplings]
-    scaled = logits.float() / torch.tensor(temperatures, device=logits.device)[:, None]
+    scaled = logits.float() / to_device(temperatures, logits.device)[:, None]
     if (largest_k := max((k for k in top_k if k < size), default=0)) > 0:
-        index = torch.tensor([min(k, largest_k) for k in top_k], device=logits.device)[:, None] - 1
+        index = to_device([min(k, largest_k) for k in top_k], logits.device)[:, None] - 1
         floor = scaled.topk(largest_k).values.gather(-1, index)  # [B, 1]: the smallest logit that is kept
-        uncut = torch.tensor([k == size for k in top_k], device=logits.device)[:, None]
+        uncut = to_device([k == size for k in top_k], logits.device)[:, None]
         scaled = scaled.masked_fill((scaled < floor) & ~uncut, float("-inf"))
     probabilities = torch.softmax(scaled, -1)
     if any(sampling.top_p < 1 for sampling in samplings):
@@ -56,7 +56,7 @@ def distributions(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     if any(sampling.min_p > 0 for sampling in samplings):
         probabilities = _drop_improbable(probabilities, [sampling.min_p for sampling in samplings])
     if any(sampling.temperature == 0 for sampling in samplings):
-        greedy = torch.tensor([s.temperature == 0 for s in samplings], device=logits.device)[:, None]
+        greedy = to_device([s.temperature == 0 for s in samplings], logits.device)[:, None]
         one_hot = torch.nn.functional.one_hot(argmax_token(logits), size).to(probabilities.dtype)
         probabilities = torch.where(greedy, one_hot, probabilities)
     return probabilities
@@ -67,7 +67,7 @@ def _nucleus(probabilities: Tensor, top_p: list[float]) -> Tensor:
     on_host = probabilities.device.type == "cpu"
     floor = (_floor_by_order if on_host else _floor_by_counting)(probabilities, top_p)
     nucleus = probabilities.masked_fill(probabilities < floor, 0.0)
-    whole = torch.tensor([each >= 1 for each in top_p], device=probabilities.device)[:, None]
+    whole = to_device([each >= 1 for each in top_p], probabilities.device)[:, None]
     return torch.where(whole, probabilities, nucleus / nucleus.sum(-1, keepdim=True))
 
 
@@ -95,7 +95,7 @@ def _floor_by_counting(probabilities: Tensor, top_p: list[float]) -> Tensor:
     The bits of positive floats have the order of the floats, so their upper half is counted, then the lower
     one. Probabilities are added as whole numbers, whose sum does not depend on the order of a device.
     """
-    share = torch.tensor([max(1, int(each * _UNIT)) for each in top_p], device=probabilities.device)[:, None]
+    share = to_device([max(1, int(each * _UNIT)) for each in top_p], probabilities.device)[:, None]
     bits = probabilities.view(torch.int32)
     mass = (probabilities.double() * _UNIT).long()
     upper, lower = (bits >> _HALF).clamp(0, (1 << _HALF) - 1), bits & ((1 << _HALF) - 1)  # clamped for NaN
@@ -120,7 +120,7 @@ def _crossing(keys: Tensor, mass: Tensor, share: Tensor) -> tuple[Tensor, Tensor
 
 def _drop_improbable(probabilities: Tensor, min_p: list[float]) -> Tensor:
     """Zero what is less probable than each row's share of its maximum; rows with min_p 0 are unchanged."""
-    share = torch.tensor(min_p, device=probabilities.device)[:, None]
+    share = to_device(min_p, probabilities.device)[:, None]
     floor = share * probabilities.amax(-1, keepdim=True)
     kept = probabilities.masked_fill(probabilities < floor, 0.0)
     return torch.where(share > 0, kept / kept.sum(-1, keepdim=True), probabilities)
@@ -132,7 +132,7 @@ def sample_index(weights: Tensor, uniforms: Sequence[float]) -> Tensor:
     uniforms: B random numbers in [0, 1). The weights of a row need not sum to 1.
     """
     sums = weights.cumsum(-1)
-    target = torch.tensor(uniforms, device=weights.device, dtype=sums.dtype)[:, None] * sums[:, -1:]
+    target = to_device(uniforms, weights.device, sums.dtype)[:, None] * sums[:, -1:]
     index = torch.searchsorted(sums, target, right=True).squeeze(-1)
     # The product may round up to the whole sum: then no index is beyond it.
     return torch.where(index < weights.shape[-1], index, weights.argmax(-1))
@@ -155,8 +155,8 @@ def sample(
     rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if not rows:
         return tokens, {}
-    selected = logits if len(rows) == len(samplings) else logits[torch.tensor(rows, device=logits.device)]
+    selected = logits if len(rows) == len(samplings) else logits[to_device(rows, logits.device)]
     probabilities = distributions(selected, [samplings[row] for row in rows])
     sampled = sample_index(probabilities, [uniforms[row] for row in rows])
-    tokens = tokens.index_copy(0, torch.tensor(rows, device=tokens.device), sampled)
+    tokens = tokens.index_copy(0, to_device(rows, tokens.device), sampled)
     return tokens, dict(zip(rows, probabilities, strict=True))

@@ -25,6 +25,7 @@ from viaticum.decoders.rope import reset_rope_lengths, rope_varies_beyond
 from viaticum.decoders.runner import Runner, RunnerOutput, concatenate, restoring_order
 from viaticum.decoders.vocabulary import end_ids
 from viaticum.errors import InputError, ModelError
+from viaticum.routers.token.base import to_device
 
 PREFILL_TOKENS = 1024  # new tokens in one model call, over all rows: bounds the memory of activations
 
@@ -229,23 +230,23 @@ class TorchRunner(Runner):
         keys = max(start + len(new) for start, new in zip(starts, tokens, strict=True))
         ends = list(itertools.accumulate(map(len, tokens)))
         wanted = [i for end, last in zip(ends, keep, strict=True) for i in range(end - last, end)]
-        ids = torch.tensor([[token for new in tokens for token in new]], device=self.device)
-        positions = torch.tensor(
+        ids = to_device([[token for new in tokens for token in new]], self.device)
+        positions = to_device(
             [i for start, new in zip(starts, tokens, strict=True) for i in range(start, start + len(new))],
-            device=self.device,
+            self.device,
         )
         first = self._cache.address(slots[0], starts[0])
         one_range = len(slots) == 1 and self.pool.in_place
         self._cache.batch = BatchLayout(
             where=slice(first, first + len(tokens[0]))
             if one_range
-            else torch.tensor(
+            else to_device(
                 [
                     self._cache.address(slot, start + index)
                     for slot, start, new in zip(slots, starts, tokens, strict=True)
                     for index in range(len(new))
                 ],
-                device=self.device,
+                self.device,
             ),
             keys=keys,
         )
@@ -265,7 +266,7 @@ class TorchRunner(Runner):
                 position_ids=positions[None],
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=torch.tensor(wanted or [len(ids[0]) - 1], device=self.device),
+                logits_to_keep=to_device(wanted or [len(ids[0]) - 1], self.device),
             )
         for slot, new in zip(slots, tokens, strict=True):
             self.cached_tokens[slot].extend(new)

@@ -10,14 +10,29 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 TOP = 100  # logits that R2R's router reads
 BLOCK = 128  # adjacent logits that are reduced together
 MIN_LOGIT = -200.0  # exp of it is 0 in float32, and 0 times it is 0, while 0 * -inf is NaN
 ROWS_IN_CACHE = 2  # rows of logits that fit a core's cache: 3 times as fast as 64 rows of 152k at once
+
+
+def to_device(
+    values: Sequence[Any] | NDArray[Any], device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Numbers of the host as a tensor on a device, of torch's usual dtype for them unless one is given.
+
+    The host does not wait: to CUDA they go from pinned memory, behind what was launched before. A copy from
+    other memory, as of `torch.tensor(values, device=device)`, waits until all of that is done.
+    """
+    made = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.tensor(values, dtype=dtype)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
 
 def entropy(logits: Tensor) -> Tensor:

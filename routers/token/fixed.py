@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from viaticum.errors import InputError
-from viaticum.routers.token.base import Step, TokenRouter
+from viaticum.routers.token.base import Step, TokenRouter, to_device
 
 
 class AlwaysSmall(TokenRouter):
@@ -62,7 +62,7 @@ class ReplayRouter(TokenRouter):
             not (i + ahead < len(self._large[request]) and self._large[request][i + ahead])
             for request, i in zip(step.requests, step.positions, strict=True)
         ]
-        return torch.tensor(small, device=step.entropy.device)
+        return to_device(small, step.entropy.device)
 
 
 class RandomRouter(TokenRouter):
@@ -91,7 +91,7 @@ class RandomRouter(TokenRouter):
             random.Random(f"{self.seed}:{request}:{position}").random()
             for request, position in zip(step.requests, step.positions, strict=True)
         ]
-        return torch.tensor([uniform >= self.share for uniform in uniforms], device=step.entropy.device)
+        return to_device([uniform >= self.share for uniform in uniforms], step.entropy.device)
 
     def hand_back(self, step: Step) -> Tensor:
         return torch.ones_like(step.entropy, dtype=torch.bool)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from viaticum.errors import InputError, ModelError
 from viaticum.routers.token.artefact import Artefact
-from viaticum.routers.token.base import Step, TokenRouter
+from viaticum.routers.token.base import Step, TokenRouter, to_device
 from viaticum.routers.token.neural import MIN_ENTROPY, Projection
 from viaticum.routers.token.rstitch import EntropyRouter
 
@@ -188,7 +188,7 @@ class RStitchPlus(TokenRouter):
                 f"the policy was made for hidden states of {self.policy.shape.hidden} numbers, and the model "
                 f"has {hidden.shape[1]}; learn one for this pair"
             )
-        positions = _to_device(step.positions, hidden.device)
+        positions = to_device(step.positions, hidden.device)
         logits: Tensor = self.policy(self.policy.features(hidden, step.entropy, positions))
         return logits
 
@@ -246,7 +246,7 @@ class Recorder:
         """
         assert step.hidden is not None, "the decoder gives hidden states to a router that needs them"
         self._uniforms = self._uniforms.to(logits.device)
-        requests, positions = (_to_device(each, logits.device) for each in (step.requests, step.positions))
+        requests, positions = (to_device(each, logits.device) for each in (step.requests, step.positions))
         called = self._uniforms[requests, positions] < torch.sigmoid(logits)
         logps = log_probability(logits, called)
         # Hidden states may be in a buffer that the next call of the model overwrites (`decoders.graphs`).
@@ -296,11 +296,6 @@ def log_probability(logits: Tensor, called: Tensor) -> Tensor:
 def _no_decisions() -> PolicyDecisions:
     empty = torch.empty(0)
     return PolicyDecisions(empty.long(), torch.empty(0, 0), empty, empty.bool(), empty)
-
-
-def _to_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """Integers of the host on a device, int64 [B], without waiting for the device."""
-    return torch.tensor(list(values), pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
