@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from viaticum.agents.batch.profile import Samples, kept_line
+from viaticum.agents.batch.profile_journal import Samples, kept_line
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.files import read_jsonl, whole_lines, write_jsonl

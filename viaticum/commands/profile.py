@@ -28,6 +28,7 @@ from viaticum.types import Outcome, Pair
 SHOWN = 20  # rows that are read otherwise, where JSON is not asked for
 
 if TYPE_CHECKING:
+    from viaticum.agents.batch.profile_verdicts import VerdictPlan
     from viaticum.agents.batch.rereading import Change, Rereading
     from viaticum.catalogue import Catalogue
 
@@ -56,7 +57,10 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     catalogue: CatalogueFile = None,
 ) -> None:
-    """Run local models with every strategy on questions with known answers; goes on after a kill."""
+    """Run local models with every strategy on questions with known answers; goes on after a kill.
+
+    With --verifier, a finished --out is given the verdicts that it lacks, and nothing else is asked.
+    """
     if reread:
         if model or strategy or dataset or verifier:
             raise InputError(
@@ -64,39 +68,69 @@ def profile(
             )
         _reread(questions, out, completions, catalogue, limit=limit, text=text, as_json=as_json)
         return
+    from viaticum.agents.batch.profile import is_finished
     from viaticum.agents.batch.profile import profile as run
+    from viaticum.agents.batch.profile_verdicts import add_verdicts
     from viaticum.catalogue import Catalogue
     from viaticum.outcomes import checked_pair
     from viaticum.questions import read_questions
 
-    loaded = Catalogue.load(catalogue).with_local(local)
+    loaded, known = Catalogue.load(catalogue).with_local(local), read_questions(questions, limit=limit)
+    verifiers = [loaded[name].name for name in dict.fromkeys(verifier or ())]
+    plans: list[VerdictPlan] = []  # one where the table is finished
     with ProgressBar(lines=False) as bar, loading_shown():
-        outcomes = run(
-            read_questions(questions, limit=limit),
-            _pairs(loaded, model, strategy),
-            out,
-            catalogue=loaded,
-            dataset=dataset or questions.stem,
-            with_text=text,
-            completions=completions,
-            settings=generation,
-            verifiers=[loaded[name].name for name in dict.fromkeys(verifier or ())],
-            progress=partial(_report_profile, bar),
-        )
+        if verifiers and is_finished(out):
+            outcomes = add_verdicts(
+                known,
+                out,
+                catalogue=loaded,
+                verifiers=verifiers,
+                dataset=dataset,
+                pairs=_pairs(loaded, model, strategy) if model or strategy else (),
+                with_text=text,
+                completions=completions,
+                plan=partial(_tell_plan, out, plans),
+                progress=partial(_report_profile, bar),
+            )
+        else:
+            outcomes = run(
+                known,
+                _pairs(loaded, model, strategy),
+                out,
+                catalogue=loaded,
+                dataset=dataset or questions.stem,
+                with_text=text,
+                completions=completions,
+                settings=generation,
+                verifiers=verifiers,
+                progress=partial(_report_profile, bar),
+            )
     answers = [row for row in outcomes if checked_pair(row) is None]
     verdicts = [row for row in outcomes if checked_pair(row) is not None]
-    rows = _summary(answers)
+    rows = [] if plans else _summary(answers)  # a table of another tool may know no tokens
     if as_json:
         found = {"path": str(out), "outcomes": len(answers), "rows": rows}
         more = {"verdicts": len(verdicts), "verifiers": _verifiers(outcomes)} if verifier else {}
-        typer.echo(json.dumps(found | more))
+        asked = {"asked": asdict(plans[0])} if plans else {}
+        typer.echo(json.dumps(found | more | asked))
         return
-    _print_table(rows)
+    if not plans:
+        _print_table(rows)
     if verifier:
         _print_verifiers(_verifiers(outcomes))
         typer.echo(f"{len(answers)} outcomes and {len(verdicts)} verdicts in {out}")
     else:
         typer.echo(f"{len(answers)} outcomes in {out}")
+
+
+def _tell_plan(out: Path, plans: list[VerdictPlan], plan: VerdictPlan) -> None:
+    plans.append(plan)
+    passed = f"; {plan.unanswered} of the questions have no answer there" if plan.unanswered else ""
+    typer.echo(
+        f"{out} is finished and its answers stay: of {plan.answers} verdicts {plan.there} are there, "
+        f"{plan.calls} calls give the others{passed}",
+        err=True,
+    )
 
 
 def _reread(
@@ -217,7 +251,7 @@ def _verifiers(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
     verdicts = [row for row in outcomes if checked_pair(row) is not None]
     answers = [row for row in outcomes if checked_pair(row) is None]
-    matrix = OutcomeMatrix.from_outcomes(answers, verdicts=verdicts)
+    matrix = OutcomeMatrix.from_outcomes(answers, verdicts=verdicts, live=True)  # costs may be unknown
     return [] if matrix.verdicts is None else verifier_facts(matrix.verdicts, matrix.pairs, matrix.correct)
 
 
