@@ -357,6 +357,18 @@ class Viaticum:
     ) -> None:
         self.close()
 
+    async def aclose(self) -> None:
+        """As `close`, in a thread, so that the event loop goes on meanwhile."""
+        await asyncio.to_thread(self.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
     # Models, budget, feedback
 
     def model(self, name: str) -> Model:

@@ -279,6 +279,8 @@ def _refuse_foreign_file(path: Path) -> None:
     """Read only the header bytes. A missing or empty file may become a ledger."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise LedgerError(f"{path} is not a ledger: it is no regular file; give another path")
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     if not header:

@@ -37,10 +37,17 @@ def atomic_file(path: str | Path, *, advice: str = "") -> Iterator[Path]:
         path: the file that is replaced, or made.
         advice: what to do about an error of writing; ends its message.
 
+    A symbolic link stays one: the file that it names is replaced.
+
     Raises:
-        InputError: the system refused to write. The scratch file is removed, and `path` stays as it was.
+        InputError: the system refused to write, or `path` is a device, a pipe or a folder. The scratch file
+            is removed, and `path` stays as it was.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is no regular file; give another path")
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield scratch
@@ -79,11 +86,12 @@ def private_file(path: str | Path) -> Path:
     file of another user stays as it is.
 
     Raises:
-        OSError: the file cannot be made, or it is a folder.
+        OSError: the file cannot be made, or it is a folder or a device.
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():  # a device that others use, or their folder
+        code = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(code, os.strerror(code), str(path))
     with suppress(FileExistsError):  # which is not opened: closing it would drop the locks of SQLite (POSIX)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     for each in (path, *(path.with_name(path.name + end) for end in SQLITE_FILES)):

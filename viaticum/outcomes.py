@@ -20,7 +20,7 @@ from typing import Any
 
 from viaticum.errors import DataError, InputError
 from viaticum.files import atomic_file, write_jsonl
-from viaticum.records import file_format, free_name, plain, read_values, write_table
+from viaticum.records import delimiter_for, file_format, free_name, plain, read_values, write_table
 from viaticum.types import VERIFY, Outcome, Pair
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
@@ -112,7 +112,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], others: Sequ
         write_jsonl(path, ({name: plain(value) for name, value in row.items()} for row in rows))
         return
     with atomic_file(path) as scratch:
-        write_table(scratch, kind, rows, _TYPES, others)
+        write_table(scratch, kind, rows, _TYPES, others, delimiter=delimiter_for(path))
 
 
 def append_outcome(path: str | Path, row: Outcome, others: Mapping[str, object] | None = None) -> None:

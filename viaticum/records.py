@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import IO, Any, Literal
 
 from viaticum.errors import DataError, InputError, MissingExtra
@@ -52,14 +53,21 @@ def read_records(path: str | Path, format: FileFormat | None = None, *, needs: s
         MissingExtra: a Parquet file without pyarrow.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"cannot read {path}: there is no such file")
+    check_readable(path)
     kind = format or file_format(path)
     rows = {"csv": _csv_rows, "parquet": _parquet_rows}.get(kind, _json_rows)
     try:
         yield from rows(path, needs)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def check_readable(path: Path) -> None:
+    """Raise `InputError` where there is no such file, or one that cannot be read more than once."""
+    if not path.exists():
+        raise InputError(f"cannot read {path}: there is no such file")
+    if not path.is_file():
+        raise InputError(f"cannot read {path}: it is no regular file; a pipe is read once, so save it first")
 
 
 def read_values(
@@ -163,11 +171,28 @@ def _csv_reader(file: IO[str], path: Path, needs: str) -> csv.DictReader[str]:
     if any(END in name for name in names):
         raise DataError(f"{path}: a quote in the first line, which names the columns, is not closed")
     lines.fieldnames = names
+    if any(not _is_utf8(name) for name in names):
+        raise DataError(f"{path}: the first line is not UTF-8; save the file as UTF-8")
     if needs and needs not in names:
-        raise DataError(f"{path}: no column named {needs}; the first line names the columns")
+        raise DataError(_no_column(path, needs, names))
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise DataError(f"{path}: two columns are named {', '.join(twice)}; rename one of them")
     return lines
+
+
+def _no_column(path: Path, needs: str, names: Sequence[str]) -> str:
+    known = shorten(", ".join(filter(None, names)), 200, placeholder=" ...")
+    found = f"its columns are {known}; rename one of them" if known else "the file is empty"
+    return f"{path}: no column named {needs}; {found}"
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether no byte of it was another encoding's, which the error handler makes half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _with_end(file: IO[str]) -> Iterator[str]:
@@ -185,9 +210,7 @@ def _fields_of(values: dict[Any, Any]) -> Iterator[str | None]:
 def _csv_values(values: dict[Any, Any]) -> Values | str:
     if None in values:
         return "more fields than the first line names; put a field with commas into quotes"
-    try:
-        "".join(each or "" for each in values.values()).encode()
-    except UnicodeEncodeError:
+    if not _is_utf8("".join(each or "" for each in values.values())):
         return "not UTF-8; save the file as UTF-8"
     return {name: _without_mark(value) for name, value in values.items() if value}
 
@@ -204,7 +227,7 @@ def _parquet_rows(path: Path, needs: str) -> Iterator[Record]:
     with _open_parquet(path) as file:
         names = file.schema_arrow.names
         if needs and needs not in names:
-            raise DataError(f"{path}: no column named {needs}, only {', '.join(names)}")
+            raise DataError(_no_column(path, needs, names))
         number = 0
         for batch in file.iter_batches(batch_size=BLOCK_ROWS):
             for values in batch.to_pylist():
@@ -276,16 +299,24 @@ def free_name(name: str, taken: Container[str]) -> str:
     return f"input_{name}" if name in taken else name
 
 
+def delimiter_for(path: Path) -> str:
+    """What separates the fields of a CSV file that is written: tabs in a .tsv."""
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
 def write_table(
     path: Path,
     kind: Literal["csv", "parquet"],
     rows: Iterable[Mapping[str, Any]],
     types: Mapping[str, type],
     others: Sequence[str] = (),
+    *,
+    delimiter: str = ",",
 ) -> None:
     """Write rows as CSV or Parquet, one at a time.
 
-    types: of the columns of a known type. others: names of further columns, see `ParquetTable`.
+    types: of the columns of a known type. others: names of further columns, see `ParquetTable`. delimiter:
+    of CSV, see `delimiter_for`.
     """
     if kind == "parquet":
         with ParquetTable(path, types, others) as table:
@@ -293,7 +324,7 @@ def write_table(
                 table.write(row)
         return
     with path.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.DictWriter(file, (*types, *others))
+        lines = csv.DictWriter(file, (*types, *others), delimiter=delimiter)
         lines.writeheader()
         lines.writerows({name: field_text(value) for name, value in row.items()} for row in rows)
 

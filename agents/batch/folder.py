@@ -55,8 +55,8 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
         raise InputError("resume goes on and force starts over; give one of them")
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}; make it first")
-    if out.is_dir():
-        raise InputError(f"cannot write {out}: it is a folder; give another --out")
+    if out.exists() and not out.is_file():  # a folder, /dev/stdout
+        raise InputError(f"cannot write {out}: it is no regular file; give another --out")
     if not resume and not force:
         for path in (out, folder / JOB):
             if path.exists():

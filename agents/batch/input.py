@@ -23,7 +23,7 @@ from viaticum.errors import DataError, InputError, ViaticumError
 from viaticum.generation import GenerationSettings
 from viaticum.messages import refuse_parts
 from viaticum.questions import COLUMNS, parse_question
-from viaticum.records import FileFormat, Record, column_names, file_format, read_records
+from viaticum.records import FileFormat, Record, check_readable, column_names, file_format, read_records
 from viaticum.types import Message, Query, split_model
 
 Format = Literal["jsonl", "openai", "csv", "parquet"]
@@ -100,8 +100,7 @@ class Input:
         path = Path(path)
         if format is not None and format not in get_args(Format):
             raise InputError(f"unknown format {format!r}; known: {', '.join(get_args(Format))}")
-        if not path.is_file():
-            raise InputError(f"cannot read {path}: there is no such file; give one with a question a row")
+        check_readable(path)
         if skip < 0 or (limit is not None and limit < 1):
             raise InputError(f"skip is 0 or more and limit 1 or more, got {skip} and {limit}")
         return cls(path, _format_of(path) if format is None else format, skip, limit)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from viaticum.errors import DataError
 from viaticum.files import JournalFile, atomic_file, encode_json
 from viaticum.jobs import ROWS, JobRow, parse_row, row_line
 from viaticum.money import usd_digits
-from viaticum.records import free_name, plain, write_table
+from viaticum.records import delimiter_for, free_name, plain, write_table
 
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
@@ -148,7 +148,7 @@ def _number_in(line: bytes, path: Path) -> int:
 def format_for(out: Path, given: Format) -> Format:
     """Format of the results: by their suffix, else the input's. OpenAI's input gives OpenAI's form."""
     suffix = out.suffix.lower()
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         return "csv"
     if suffix == ".parquet":
         return "parquet"
@@ -180,7 +180,7 @@ def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str, 
             _write_jsonl(scratch, both)
             return
         table = (_all_values(row) | others for row, others in both)
-        write_table(scratch, format, table, _TYPES, list(names.values()))
+        write_table(scratch, format, table, _TYPES, list(names.values()), delimiter=delimiter_for(path))
 
 
 Joined = Iterator[tuple[JobRow, dict[str, Any]]]  # a row, and the other columns of its input

@@ -80,7 +80,7 @@ def earlier_job(out: Path, keywords: BatchKeywords) -> Job | None:
 def check_rows(found: Survey, input_file: Input, *, skip_bad: bool) -> None:
     """Raises `DataError` where there are no rows, or some that cannot be used and are not skipped."""
     if not found.rows:
-        raise DataError(f"{input_file.path}: no rows; write one object with a question a line")
+        raise DataError(f"{input_file.path}: no rows; write a question a row")
     if found.bad and not skip_bad:
         more = f"; and {found.bad - len(found.problems)} more" if found.bad > len(found.problems) else ""
         raise DataError(

@@ -107,7 +107,7 @@ class ChatViaticum(StreamedChatModel, CountingChatModel):
     router: QueryRouter | str | Path | None = Field(default=None, exclude=True)
     policy: str | Policy = Field(default=DEFAULT_POLICY, exclude=True)
     folder: str | Path | None = None
-    models: dict[str, Model] | None = Field(default=None, exclude=True)
+    models: Mapping[str, Model] | None = Field(default=None, exclude=True)
     only: str | tuple[str, ...] | None = None
     client: Viaticum | None = Field(default=None, exclude=True)
     temperature: float | None = Field(default=None, ge=0, le=2)

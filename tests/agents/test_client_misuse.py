@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,19 @@ def test_everything_after_close_says_that_it_is_closed(tmp_path: Path) -> None:
         viaticum.budget()
     assert viaticum.drain(1)
     assert viaticum.feedback("twice 1?", answer, True).exists()  # it needs no ledger
+
+
+async def test_a_client_of_a_coroutine_closes_with_it(tmp_path: Path) -> None:
+    loop = threading.get_ident()
+    async with client(tmp_path) as viaticum:
+        assert (await viaticum.asolve("twice 2?")).value == "4"
+        closed_in: list[int] = []
+        viaticum._opened.callback(lambda: closed_in.append(threading.get_ident()))
+    assert closed_in != [loop], "the loop goes on while the client waits for its calls"
+    assert len(closed_in) == 1
+    with pytest.raises(ClientClosed):
+        await viaticum.asolve("twice 2?")
+    await viaticum.aclose()
 
 
 def test_a_derived_client_ends_with_its_first_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,29 @@ def test_an_error_of_writing_names_the_file_and_what_to_do(tmp_path: Path) -> No
         scratch.write_text("x")
     with pytest.raises(InputError, match=rf"cannot write {path}: .*; make room"):
         JournalFile(path, advice="; make room").append({})
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """Such as a catalogue that is kept with other settings."""
+    (tmp_path / "kept").mkdir()
+    link, target = tmp_path / "a.txt", tmp_path / "kept" / "a.txt"
+    link.symlink_to(target)
+    for content in ("made", "replaced"):
+        atomic_write(link, content)
+        assert (link.is_symlink(), target.is_symlink(), target.read_text()) == (True, False, content)
+    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    """As root, /dev/null and /dev/stdout would be: here a pipe, and a link to a device."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null", "."):
+        with pytest.raises(InputError, match="it is no regular file; give another path"):
+            atomic_write(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
 
 
 def test_json_lines_are_read_as_they_were_written(tmp_path: Path) -> None:

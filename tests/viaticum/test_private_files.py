@@ -67,11 +67,13 @@ def test_existing_files_are_tightened_with_a_word(tmp_path: Path, caplog: pytest
     assert rights(path) == 0o400, "nobody gains a right"
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "other.db", "folder"])
+@pytest.mark.parametrize("name", ["notes.txt", "other.db", "folder", "pipe"])
 def test_what_is_no_ledger_keeps_its_rights(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "folder":
         path.mkdir()
+    elif name == "pipe":
+        os.mkfifo(path)
     elif name == "other.db":
         with closing(sqlite3.connect(path)) as other:
             other.execute("CREATE TABLE t (x)")

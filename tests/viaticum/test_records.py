@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,25 @@ def test_texts_are_no_formulas_and_come_back_as_they_were(tmp_path: Path) -> Non
         "",
     ]
     assert [values.get("text", "") for _, values in read_records(path) if isinstance(values, dict)] == values
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"Frage,Antwort\n1,2\n", "no column named question; its columns are Frage, Antwort; rename one"),
+        (b"Question,x\n1,2\n", "its columns are Question, x; rename one of them"),
+        (b"", "no column named question; the file is empty"),
+        ("question,answer\n1,2\n".encode("utf-16"), "the first line is not UTF-8; save the file as UTF-8"),
+    ],
+)
+def test_a_file_without_the_column_says_which_it_has(tmp_path: Path, text: bytes, says: str) -> None:
+    (tmp_path / "q.csv").write_bytes(text)
+    with pytest.raises(DataError) as caught:
+        list(read_records(tmp_path / "q.csv", needs="question"))
+    assert says in str(caught.value)
+
+
+def test_a_pipe_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "q.csv")
+    with pytest.raises(InputError, match="a pipe is read once, so save it first"):
+        list(read_records(tmp_path / "q.csv"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai_server import running_server
 
 COMMAND = [sys.executable, "-c", "import sys; sys.path.pop(0); from viaticum.cli import main; main()"]
 CATALOGUE = """
@@ -124,3 +125,25 @@ def test_what_is_wrong_is_named(tmp_path: Path, options: list[str], message: str
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_answer_that_breaks_off_leaves_the_error_a_line_of_its_own(tmp_path: Path) -> None:
+    with running_server() as server:
+        server.script = ["break"] * 5
+        entry = f"""
+[models.far]
+kind = "remote"
+description = "Breaks off."
+context_length = 4096
+input_price = 1
+output_price = 1
+litellm_model = "openai/fake"
+api_base = "{server.url}"
+"""
+        (tmp_path / "far.toml").write_text(entry)
+        options = ("--model", "far", "--strategy", "cot", "--budget", "0.1")
+        done = solve(tmp_path, "6 * 7?", *options, "--catalogue", "far.toml")
+    assert done.returncode == 1
+    *_, text, error = done.stderr.splitlines()
+    assert error.startswith("error: the provider of far cannot be reached or failed"), done.stderr
+    assert not text.startswith("far+cot:"), "a part of the answer came before"

@@ -78,6 +78,7 @@ def solve(
             generation=generation,
             local=local,
         ) as client,
+        closing(show),
         closing(client.stream(query)) as events,  # type: ignore[type-var]
     ):
         for event in events:
@@ -95,12 +96,9 @@ def solve(
             elif isinstance(event, ThinkingPiece):
                 show.thought(event.text)
             elif isinstance(event, TextPiece):
-                show.end()
-                sys.stderr.write(visible(event.text, sys.stderr))
-                sys.stderr.flush()
+                show.text(event.text)
             elif isinstance(event, CallSettled | TriedAgain):
-                show.end()
-                sys.stderr.write("\n")
+                show.close()
 
 
 def _answer_json(answer: Answer, settings: GenerationSettings) -> dict[str, Any]:

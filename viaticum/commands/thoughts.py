@@ -1,4 +1,4 @@
-"""Thoughts on a terminal: dimmed, on stderr, apart from the answer."""
+"""Pieces of a text on stderr as they come: thoughts dimmed on a terminal, apart from the answer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ DIM, RESET = "\x1b[2m", "\x1b[0m"
 
 
 class ThoughtPrinter:
-    """Writes the pieces of thoughts to stderr. show: None for a terminal alone."""
+    """Writes the pieces of thoughts and texts to stderr. show: thoughts; None for a terminal alone."""
 
     def __init__(self, show: bool | None) -> None:
         terminal = sys.stderr.isatty()
         self._show = terminal if show is None else show
         self._dim, self._reset = (DIM, RESET) if terminal else ("", "")
-        self._open = False
+        self._open = self._in_line = False
 
     def thought(self, text: str) -> None:
         if self._show:
@@ -41,3 +41,17 @@ class ThoughtPrinter:
         if self._open:
             sys.stderr.write(f"{self._reset}\n\n")
             self._open = False
+
+    def text(self, text: str) -> None:
+        self.end()
+        text = visible(text, sys.stderr)
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        self._in_line = not text.endswith("\n")
+
+    def close(self) -> None:
+        """End the line of a text that broke off, so that what went wrong is told on a line of its own."""
+        self.end()
+        if self._in_line:
+            sys.stderr.write("\n")
+            self._in_line = False

@@ -305,6 +305,14 @@ def test_results_keep_the_other_columns_of_the_input(tmp_path: Path) -> None:
     assert parquet.read_table(tmp_path / "out.parquet")["topic"].to_pylist() == ["sums", None, "more"]
 
 
+def test_tabs_in_and_out(tmp_path: Path) -> None:
+    (tmp_path / "in.tsv").write_text("id\tquestion\ttopic\na\tWhat is 1 + 2?\tsums, small\n")
+    run(tmp_path, source=tmp_path / "in.tsv", out=tmp_path / "out.tsv")
+    with (tmp_path / "out.tsv").open(newline="") as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    assert (row["id"], row["answer"], row["topic"]) == ("a", "3", "sums, small")
+
+
 def test_csv_and_parquet_in_and_out(tmp_path: Path) -> None:
     import pyarrow.parquet as parquet
 

@@ -105,7 +105,7 @@ def test_an_input_that_is_only_touched_goes_on(tmp_path: Path) -> None:
 def test_places_where_nothing_can_be_written_are_told_before_anything_is_paid(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 3)
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(InputError, match="it is a folder"):
+    with pytest.raises(InputError, match="it is no regular file"):
         run(tmp_path, out=tmp_path / "folder.jsonl", force=True)
     (tmp_path / "b.jsonl.job" / ".lock").mkdir(parents=True)
     with pytest.raises(InputError, match=r"cannot lock .*lock: Is a directory"):
