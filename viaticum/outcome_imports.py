@@ -8,6 +8,7 @@ Leaves out comparing answers, which the caller gives as `grade`.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -137,9 +138,14 @@ class Importer:
         if self.call is not None and (key := values.pop("key", None)) is not None:
             known = self._of_call(source, str(key))
             values = known | {name: value for name, value in values.items() if value is not None}
+        # NaN is what is missing in a table of pandas, also in a column of texts.
+        values = {name: value for name, value in values.items() if value == value}
         values |= settings.constants
         if pair := values.pop("pair", None):
-            parsed = Pair.parse(str(pair))
+            try:
+                parsed = Pair.parse(str(pair))
+            except InputError as error:
+                raise DataError(f"{source}: {error}") from None
             values["model"], values["strategy"] = parsed.model, parsed.strategy
         question = values["question"] = _text(values.get("question"))
         if values.get("question_id") in (None, ""):
@@ -171,7 +177,7 @@ class Importer:
 
     def _verdict(self, source: str, values: Values) -> bool:
         given, settings = values.get("correct"), self.settings
-        if given is not None and given != "" and given == given:
+        if given is not None and given != "":
             return _verdict_of(given, settings.threshold, f"{source}: correct")
         question = settings.questions.get(str(values["question_id"]))
         kind = values.get("kind") or (question.query.kind if question else None)
@@ -199,9 +205,10 @@ def _verdict_of(given: object, threshold: float | None, source: str) -> bool:
             hint = "" if threshold is not None else "; of a score say from where it is right: --threshold 0.5"
             raise DataError(f"{error}{hint}") from None
     try:
-        return float(given) >= threshold  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        score = float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         return parse_truth(given, source)
+    return parse_truth(given, source) if math.isnan(score) else score >= threshold
 
 
 def _text(value: object) -> str:
@@ -216,9 +223,9 @@ def _scaled(values: Values, name: str, factor: float, source: str) -> float | in
         return None
     try:
         scaled = float(str(value).lstrip("$")) * factor
-    except ValueError:
+        return round(scaled) if factor > 1 else scaled
+    except (ValueError, OverflowError):
         raise DataError(f"{source}: {name} must be a number, not {value!r}") from None
-    return round(scaled) if factor > 1 else scaled
 
 
 def unique(rows: Iterable[tuple[str, Values]], keep: str = "error") -> Iterator[Values]:

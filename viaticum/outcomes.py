@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from viaticum.checks import MOST, shown
 from viaticum.errors import DataError, InputError
 from viaticum.files import atomic_file, write_jsonl
 from viaticum.records import delimiter_for, file_format, free_name, plain, read_values, write_table
@@ -153,6 +154,8 @@ def parse_outcome(row: Mapping[str, Any], source: str) -> Outcome:
         DataError: a column is missing, or its value is none of its kind; starts with `source` and names the
             column.
     """
+    # NaN is what is missing in a table of pandas, also in a column of texts.
+    row = {name: value for name, value in row.items() if value == value}
     missing = [name for name in REQUIRED if row.get(name) is None or row[name] == ""]
     if missing:
         raise DataError(f"{source}: missing {', '.join(missing)}; an outcome needs {', '.join(REQUIRED)}")
@@ -190,15 +193,15 @@ def parse_truth(value: object, source: str) -> bool:
 def _number(row: Mapping[str, Any], name: str, source: str) -> float | None:
     """A number from 0, or None where it is unknown."""
     value = row.get(name)
-    if value is None or value == "" or value != value:  # NaN, as pandas writes what is missing
+    if value is None or value == "":
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if isinstance(value, bool) or not (number >= 0 and isfinite(number)):
         raise DataError(
-            f"{source}: {name} must be a number from 0, not {value!r}; correct it, or leave it out"
+            f"{source}: {name} must be a number from 0, not {shown(value)}; correct it, or leave it out"
         )
     return number
 
@@ -206,11 +209,11 @@ def _number(row: Mapping[str, Any], name: str, source: str) -> float | None:
 def _count(row: Mapping[str, Any], name: str, source: str) -> int | None:
     """A whole number from 0, or None where it is unknown."""
     value = row.get(name)
-    if type(value) is int and value >= 0:
+    if type(value) is int and 0 <= value <= MOST:
         return value
     number = _number(row, name, source)
-    if number is not None and number != int(number):
+    if number is not None and (number != int(number) or number > MOST):
         raise DataError(
-            f"{source}: {name} must be a whole number, not {value!r}; correct it, or leave it out"
+            f"{source}: {name} must be a whole number, not {shown(value)}; correct it, or leave it out"
         )
     return None if number is None else int(number)

@@ -202,6 +202,8 @@ def find_hopeless(
     that beats the other one on some kind of question (`_wins_somewhere`) stays.
     """
     prices, asked = known.expected_prices(), known.asked
+    if not asked.any():
+        return []
     kinds = _kinds(known, settings)
     found = []
     for pair in range(len(prices)):

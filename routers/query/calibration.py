@@ -32,17 +32,19 @@ def cost_ratios(probabilities: Tensor, expected: Tensor, cost: Tensor) -> Tensor
     """Actual over expected cost of what is chosen at each of `COST_WEIGHTS`, on out-of-fold predictions [W].
 
     A mean cost depends on the most expensive questions, so that the ratio is shrunk towards 1 by
-    `PRIOR_QUESTIONS`. probabilities, expected, cost: [Q, M]; cost NaN where unknown.
+    `PRIOR_QUESTIONS`. It is 1 where what is chosen is free. A question of which no cost is known, as in live
+    runs, says nothing. probabilities, expected, cost: [Q, M]; cost NaN where unknown.
     """
+    asked = ~cost.isnan().all(1)
+    probabilities, expected, cost = probabilities[asked], expected[asked], cost[asked]
     ratios = []
     for weight in COST_WEIGHTS:
         utility = (probabilities - weight * expected).masked_fill(cost.isnan(), float("-inf"))
         chosen = utility.argmax(1)[:, None]
-        actual_sum = cost.gather(1, chosen).nan_to_num(0.0).sum()
-        expected_sum = expected.gather(1, chosen).sum()
-        prior = PRIOR_QUESTIONS * expected_sum / len(cost)
+        actual_sum, expected_sum = cost.gather(1, chosen).sum(), expected.gather(1, chosen).sum()
+        prior = PRIOR_QUESTIONS * expected_sum / max(1, len(cost))
         ratios.append((actual_sum + prior) / (expected_sum + prior))
-    return torch.stack(ratios)
+    return torch.stack(ratios).nan_to_num(nan=1.0)
 
 
 def without_small_savings(accuracy: Tensor, cost: Tensor, usual: Tensor) -> Tensor:

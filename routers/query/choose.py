@@ -230,7 +230,7 @@ def as_policy(policy: str | Policy) -> Policy:
 
 
 def choose(table: RoutingTable, left_nanousd: int | None, policy: Policy) -> Route:
-    """Choose a pair among those whose p90 cost fits the budget.
+    """Choose a pair among those whose p90 cost fits the budget; one of unknown accuracy (NaN) is left out.
 
     Args:
         table: a row for every pair.
@@ -238,7 +238,7 @@ def choose(table: RoutingTable, left_nanousd: int | None, policy: Policy) -> Rou
         policy: picks one of the rows that fit.
 
     Raises:
-        InputError: the table is empty.
+        InputError: the table is empty, or no accuracy is known.
         BudgetExceeded: no row fits.
     """
     row, why = _pick(_fitting(table.rows, left_nanousd), policy)
@@ -272,6 +272,9 @@ def _ways(rows: Sequence[object]) -> str:
 def _fitting(rows: Sequence[TableRow], left_nanousd: int | None) -> list[TableRow]:
     if not rows:
         raise InputError("no pair is left to choose from; pull weights or profile more pairs")
+    rows = [row for row in rows if row.accuracy == row.accuracy]
+    if not rows:
+        raise InputError("the router knows no accuracy of any pair; a number between 0 and 1 is one")
     fitting = [row for row in rows if left_nanousd is None or row.cost_p90 <= left_nanousd]
     if not fitting:
         cheapest = min(row.cost_p90 for row in rows)

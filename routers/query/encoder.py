@@ -9,8 +9,10 @@ counts.
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ WINDOWS = 8  # of one text at most, spread evenly over a longer one
 OVERLAP = 32  # tokens that two windows share
 SHORT = 100  # characters up to which a text is no longer than what any encoder reads
 Progress = Callable[[int, int], None]  # texts done, texts in total
+_log = logging.getLogger(__name__)
 
 
 class Encoder:
@@ -59,12 +62,15 @@ class Encoder:
         self.name, self.windows = str(model), windows
         models = catalogue or Catalogue.load()
         self._folder = str(locate(models[self.name])) if self.name in models else self.name
+        self._identity = self.name if self.name in models else _identity(self.name)
         self._cache = cache_dir() / "embeddings.db" if cache == "" else Path(cache) if cache else None
         self._model: Any = None
         self._lock = threading.Lock()
 
     def __call__(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
         """Return float32 embeddings of length 1 [N, D]."""
+        if not texts:
+            return self((" ",))[:0]
         keys = [self._key(text) for text in texts]
         with self._lock:
             embeddings = self._read(set(keys))
@@ -82,7 +88,7 @@ class Encoder:
 
     def _key(self, text: str) -> bytes:
         how = "windows\0" if self.windows and len(text) > SHORT else ""
-        return hashlib.sha256(f"{self.name}\0{how}{text}".encode()).digest()
+        return hashlib.sha256(f"{self._identity}\0{how}{text}".encode()).digest()
 
     @property
     def max_tokens(self) -> int:
@@ -166,44 +172,75 @@ class Encoder:
             raise InputError(f"cannot load the encoder {self.name}: {str(error).splitlines()[0]}") from None
 
     def _read(self, keys: set[bytes]) -> dict[bytes, np.ndarray[Any, Any]]:
-        if self._cache is None or not self._cache.exists():
-            return {}
         embeddings: dict[bytes, np.ndarray[Any, Any]] = {}
         wanted = list(keys)
-        connection = self._open()
-        try:
-            for start in range(0, len(wanted), MAX_VARIABLES):
+        with self._using_cache() as connection:
+            for start in range(0, len(wanted) if connection else 0, MAX_VARIABLES):
                 batch = wanted[start : start + MAX_VARIABLES]
                 marks = ",".join("?" * len(batch))
                 rows = connection.execute(f"select key, vector from embeddings where key in ({marks})", batch)
                 embeddings |= {key: np.frombuffer(vector, dtype=np.float32) for key, vector in rows}
-        finally:
-            connection.close()
         return embeddings
 
     def _write(self, rows: list[tuple[bytes, bytes]]) -> None:
-        if self._cache is None:
-            return
-        connection = self._open()
-        try:
-            with connection:
-                connection.executemany("insert or ignore into embeddings values (?, ?)", rows)
-        finally:
-            connection.close()
+        with self._using_cache() as connection:
+            if connection:
+                with connection:
+                    connection.executemany("insert or ignore into embeddings values (?, ?)", rows)
 
-    def _open(self) -> Any:
+    @contextmanager
+    def _using_cache(self) -> Iterator[Any]:
+        """The open cache, or None. One that cannot be used, as on a disk that is full, is not used again."""
+        import sqlite3
+
+        connection = None
+        try:
+            connection = self._open(self._cache) if self._cache is not None else None
+        except (OSError, sqlite3.OperationalError) as error:
+            self._give_up_cache(error)
+        try:
+            yield connection
+        except sqlite3.OperationalError as error:
+            self._give_up_cache(error)
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _give_up_cache(self, error: Exception) -> None:
+        _log.warning("embeddings are not kept: %s cannot be used (%s)", self._cache, error)
+        self._cache = None
+
+    def _open(self, path: Path) -> Any:
         """Open the cache, and make it where it is missing. It can be removed at any time."""
         import sqlite3
 
-        assert self._cache is not None
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
-        private_file(self._cache)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        private_file(path)
+        connection = sqlite3.connect(path, timeout=30)
         try:
-            connection = sqlite3.connect(self._cache, timeout=30)
             connection.execute("pragma journal_mode = wal")
             connection.execute(
                 "create table if not exists embeddings (key blob primary key, vector blob) without rowid"
             )
+        except sqlite3.OperationalError:
+            connection.close()
+            raise
         except sqlite3.DatabaseError as error:
-            raise InputError(f"{self._cache} is no cache of embeddings ({error}); remove it") from None
+            connection.close()
+            raise InputError(f"{path} is no cache of embeddings ({error}); remove it") from None
         return connection
+
+
+def _identity(name: str) -> str:
+    """What tells the embeddings of a model apart: of a folder also where it is, and its files as they are."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stamps = [(str(path.relative_to(folder)), *_stamp(path)) for path in files]
+    return f"{folder.absolute()}\0{stamps}"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from viaticum.convex_hull import area_under_hull
-from viaticum.errors import DataError
+from viaticum.errors import DataError, InputError
 from viaticum.routers.query.calibration import calibration_error
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
 from viaticum.routers.query.plans import IndexedPlan, simulate
@@ -53,8 +53,11 @@ def evaluate(
             (`viaticum.budgets.paced_run.paced_choices`).
 
     Raises:
-        DataError: no question was given to every pair.
+        InputError: a budget is not above zero, or not finite.
+        DataError: no question was given to every pair, or the questions' texts are left out.
     """
+    check_budgets(budgets)
+    matrix.check_texts()
     asked = len(matrix)
     matrix = matrix.select(simulated_rows(router, matrix))
     if not len(matrix):
@@ -91,8 +94,8 @@ def evaluate(
         if paced is None
         else [_paced_point(router, prediction, (correct, cost), budget, paced) for budget in budgets],
         **_curves(router, prediction, matrix, (correct, cost), budgets, seed),
-        "cost_at_best_single_accuracy": None if enough is None else enough / dollars,
-        "cost_at_99_percent_of_it": None if nearly is None else nearly / dollars,
+        "cost_at_best_single_accuracy": _share(enough, dollars),
+        "cost_at_99_percent_of_it": _share(nearly, dollars),
         "ece": calibration_error(
             prediction.accuracy[:, router.pair_columns], torch.from_numpy(matrix.correct).float()
         ),
@@ -101,6 +104,20 @@ def evaluate(
         "oracle": float(matrix.correct.max(1).mean()),
         "trust": float(prediction.trust.mean()),
     }
+
+
+def check_budgets(budgets: Sequence[float]) -> None:
+    """Raise `InputError` for mean dollars a question that are not above zero, or not finite, or for none."""
+    wrong = [budget for budget in budgets if not 0 < budget < float("inf")]
+    if wrong or not budgets:
+        raise InputError(f"a budget is above zero dollars a question, and finite; got {wrong or 'none'}")
+
+
+def _share(cost: float | None, of: float) -> float | None:
+    """A cost in relation to another one; None where there is none, or the other one is nothing."""
+    if cost is None or (of == 0 and cost > 0):
+        return None
+    return cost / of if of else 1.0
 
 
 def best_single_pairs(matrix: OutcomeMatrix) -> list[int]:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 NEIGHBOURS = 60
 SIMILARITY_SCALE = 10.0  # a neighbour has the weight exp(SIMILARITY_SCALE * cosine)
 DENSE_FROM = 16  # questions from which sums over neighbours are one matrix product
+CHUNK = 2**26  # numbers of a matrix of asked and known questions that are in memory at a time
 PRIOR_NEIGHBOURS = 2.0  # weight of a column's mean, in neighbours
 RIDGE = 2.0
 FEATURE_SCALE = 10.0  # factor of squared embeddings, so that the same ridge fits any encoder of unit length
@@ -45,8 +46,9 @@ def log_loss(logits: Tensor, correct: Tensor) -> float:
 
 
 def mean_known(values: Tensor) -> Tensor:
-    """The mean of each column [M] over its known rows; the overall mean where a column has none."""
-    return values.nanmean(0).nan_to_num(float(values.nanmean()))
+    """The mean of each column [M] over its known rows; the overall mean where a column has none, else 0."""
+    overall = values.nanmean().nan_to_num(0.0)
+    return values.nanmean(0).nan_to_num(float(overall))
 
 
 class LogisticHead:
@@ -105,8 +107,13 @@ class NeighboursHead:
 
     def nearest(self, embeddings: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Cosines and row indices of the nearest known questions, each [N, count]."""
-        nearest = (embeddings @ self.embeddings.T).topk(min(count, len(self.embeddings)))
-        return nearest.values, nearest.indices
+        count = min(count, len(self.embeddings))
+        nearest = [(part @ self.embeddings.T).topk(count) for part in self._chunks(embeddings)]
+        return torch.cat([each.values for each in nearest]), torch.cat([each.indices for each in nearest])
+
+    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows of asked questions, so few at a time that their matrices with all known ones stay small."""
+        return torch.split(rows, max(1, CHUNK // max(1, len(self.embeddings))))
 
     def mean(self, cosines: Tensor, indices: Tensor, prior: float = PRIOR_NEIGHBOURS) -> Tensor:
         """Weighted means of the neighbours' values [N, M]; the column mean counts as `prior` neighbours."""
@@ -118,12 +125,14 @@ class NeighboursHead:
         return (total + prior * self.means) / (self._weighted_sum(weights, indices, self._known) + prior)
 
     def _weighted_sum(self, weights: Tensor, indices: Tensor, values: Tensor) -> Tensor:
-        """Weighted sums of rows of `values` [N, M]; for many questions as one dense matrix product."""
+        """Weighted sums of rows of `values` [N, M]; for many questions as dense matrix products."""
         if len(indices) < DENSE_FROM:
             return torch.einsum("nk,nkm->nm", weights, values[indices])
-        return (
-            torch.zeros(len(indices), len(values), dtype=weights.dtype).scatter_(1, indices, weights) @ values
-        )
+        sums = [
+            torch.zeros(len(of), len(values), dtype=weights.dtype).scatter_(1, of, by) @ values
+            for of, by in zip(self._chunks(indices), self._chunks(weights), strict=True)
+        ]
+        return torch.cat(sums)
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Log-odds [N, M]."""

@@ -33,6 +33,7 @@ from viaticum.routers.query.shared_text import without_shared
 from viaticum.types import Pair
 
 SIMILARITY_SCALE = 10.0  # a known pair has the weight exp(SIMILARITY_SCALE * sum of the two cosines)
+CHARACTERS_A_TOKEN = 4.0  # of a question
 WEIGHTS_PRIOR, OFFSET_PRIOR = 20.0, 1.0  # strength of the priors on weights and offset, in questions
 
 
@@ -58,7 +59,7 @@ def add(
 
     Raises:
         InputError: the router knows the pair.
-        DataError: the outcomes are not about the pair.
+        DataError: the outcomes are not about the pair, or leave out the questions' texts.
     """
     if pair in router.pairs:
         raise InputError(f"the router knows {pair}; fit it again to change what it knows")
@@ -102,6 +103,7 @@ def _correct_by_outcomes(
         raise DataError(f"the outcomes say nothing about {pair}")
     column, count = outcomes.pairs.index(pair), len(router.parameters.pairs)
     known = outcomes.select(~np.isnan(outcomes.correct[:, column]))
+    known.check_texts()
     prediction = router.predict_texts(known.texts)
     weights, offset = _fit_towards_prior(
         log_odds(prediction.accuracy[:, :count]),
@@ -142,12 +144,18 @@ def _fit_towards_prior(logits: Tensor, correct: Tensor, prior: Tensor) -> tuple[
 def _expected_prices(router: RTRRouter, price: tuple[float, float], similarity: Tensor) -> Tensor:
     """Dollars of a prompt and of an output token [2].
 
-    A prompt costs what it costs with the known pairs, scaled by the ratio of the output prices.
+    A prompt costs what it costs with the known pairs, scaled by the ratio of the output prices. Where these
+    are free it is as long as the questions are on average.
     """
-    known = router.parameters.prices
+    known, fitted = router.parameters.prices, router.parameters.tokens
     per_token = price[1] / 1e6
     typical = float(similarity @ known[:, 1])
-    per_prompt = float(similarity @ known[:, 0]) * per_token / typical if typical > 0 else 0.0
+    if typical > 0:
+        # Weights of a curve that goes on beyond its arms may be negative.
+        per_prompt = max(0.0, float(similarity @ known[:, 0]) * per_token / typical)
+    else:
+        characters = 0.0 if fitted is None else float(fitted.characters.mean())
+        per_prompt = price[0] / 1e6 * characters / CHARACTERS_A_TOKEN
     return torch.tensor([per_prompt, per_token])
 
 

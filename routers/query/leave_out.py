@@ -22,6 +22,7 @@ from viaticum.routers.query.evaluate import (
     MARGIN,
     best_mixture,
     cheapest_pair,
+    check_budgets,
     column_outcomes,
 )
 from viaticum.routers.query.fit import fit
@@ -64,8 +65,10 @@ def evaluate_leaving_out(
         those of `pooled` also one over data sets (`low_kinds`, `high_kinds`).
 
     Raises:
-        InputError: fewer than two data sets, or too few questions beside one of them.
+        InputError: fewer than two data sets, too few questions beside one of them, or a budget that is not
+            above zero, or not finite.
     """
+    check_budgets(budgets)
     matrix = matrix.select(matrix.complete).without_partial_verdicts()
     names = np.unique(matrix.datasets)
     if len(names) < MIN_DATASETS:

@@ -6,9 +6,6 @@ numbers, pairs without a price. Fitting is in `viaticum.routers.query.fit`.
 
 from __future__ import annotations
 
-import itertools
-import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,14 +16,13 @@ import numpy as np
 
 from viaticum.errors import DataError, InputError
 from viaticum.money import NANOUSD_PER_USD
+from viaticum.routers.query.similar_texts import group_alike, sample_vectors, tf_idf, words_of
 from viaticum.routers.query.verdicts import Verdicts, lay_out
 from viaticum.types import VERIFY, Outcome, Pair
 
 # Spellings of a missing answer. Where one of them is a real answer, it only fails to count as agreement.
 NO_ANSWER = frozenset(("", "none", "null", "nan", "n/a", "unknown", "invalid", "error"))
 LONG_TEXT = 2_000  # words from which texts are compared by samples of their word triples
-SAMPLE = 1_000  # word triples of a text
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xFF51AFD7ED558CCD], dtype=np.uint64)
 TEMPLATE = 0.1  # share of all texts above which near-duplicates are made from a template
 MIN_QUESTIONS = 30  # fewer are too few to fit and to check
 Array = np.ndarray[Any, Any]
@@ -226,10 +222,7 @@ class OutcomeMatrix:
                 f"{len(self)} question{'s' * (len(self) != 1)}; a router needs {MIN_QUESTIONS} or more: "
                 "profile more, or use the static router"
             )
-        if not all(text.strip() for text in self.texts):
-            raise DataError(
-                "the table leaves out the questions' texts, which a router reads; profile with --text"
-            )
+        self.check_texts()
         known = self.correct[~np.isnan(self.correct)]
         if known.min() == known.max():
             word = "right" if known.min() else "wrong"
@@ -241,6 +234,13 @@ class OutcomeMatrix:
                 if np.isnan(column).all()
             ]
             raise DataError(f"no outcome of {', '.join(empty)}")
+
+    def check_texts(self) -> None:
+        """Raise `DataError` where the text of a question is left out."""
+        if not all(text.strip() for text in self.texts):
+            raise DataError(
+                "the table leaves out the questions' texts, which a router reads; profile with --text"
+            )
 
 
 def read_prices(path: str | Path) -> dict[str, tuple[float, float]]:
@@ -255,13 +255,13 @@ def read_prices(path: str | Path) -> dict[str, tuple[float, float]]:
     import json
 
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         prices = {
             name: (float(price.get("input", 0.0)), float(price["output"])) for name, price in document.items()
         }
     except OSError as error:
         raise InputError(f"cannot read the prices {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f'{path} is no list of prices ({error}); write {{"model": {{"input": 0.5, "output": 1.5}}}}'
         ) from None
@@ -294,30 +294,27 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.6) -> Array:
     `LONG_TEXT` words, whose frequent words are always alike, share that part of a sample of their word
     triples (Broder 1997). Needs scikit-learn (extra `local`).
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    words: dict[int, list[str]] = {}
-    samples: dict[int, Array] = {}
-    hashes = _WordHashes()
-    for number, text in enumerate(texts):
-        found = re.findall(r"\w+", re.sub(r"\d+", "0", text.lower()))
-        if len(found) <= LONG_TEXT:
-            words[number] = found
-        if len(found) > LONG_TEXT // 2:  # those of middle length are compared with both kinds
-            samples[number] = _sample_triples(found, hashes)
-    first, second = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    if len(words) == len(texts):
-        samples.clear()
-    for numbers, vectors in ((list(words), _tf_idf(words)), (list(samples), _as_vectors(samples))):
+    words = [words_of(text) for text in texts]
+    short = [number for number, found in enumerate(words) if len(found) <= LONG_TEXT]
+    longer = [number for number, found in enumerate(words) if len(found) > LONG_TEXT // 2]
+    if len(short) == len(words):  # those of middle length are compared with both kinds
+        longer = []
+    # Texts with the same words are in one group, of which one is compared: a template may have very many.
+    first: dict[tuple[str, ...], int] = {}
+    labels = np.array([first.setdefault(tuple(found), n) if found else n for n, found in enumerate(words)])
+    is_first = labels == np.arange(len(words))
+    for numbers, vectors_of in ((short, tf_idf), (longer, sample_vectors)):
+        vectors = vectors_of([words[number] for number in numbers])
         if vectors is not None:
-            similarity = (vectors @ vectors.T).tocoo()
-            similar = similarity.data >= threshold
-            first.append(np.array(numbers)[similarity.row[similar]])
-            second.append(np.array(numbers)[similarity.col[similar]])
-    rows, columns = np.concatenate(first), np.concatenate(second)
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(texts), len(texts)))
-    return np.asarray(connected_components(graph, directed=False)[1])
+            own = np.flatnonzero(is_first[numbers])
+            labels = group_alike(vectors[own], labels, np.array(numbers)[own], threshold)
+    return _in_order(labels)
+
+
+def _in_order(labels: Array) -> Array:
+    """The same groups, numbered as they come."""
+    _, begins, groups = np.unique(labels, return_index=True, return_inverse=True)
+    return np.asarray(np.argsort(np.argsort(begins))[groups])
 
 
 def split_templates(groups: Array, texts: Sequence[str]) -> Array:
@@ -329,48 +326,6 @@ def split_templates(groups: Array, texts: Sequence[str]) -> Array:
     template = np.bincount(groups)[groups] > TEMPLATE * len(texts)
     names = [f"={text}" if made else str(n) for text, made, n in zip(texts, template, groups, strict=True)]
     return np.asarray(np.unique(names, return_inverse=True)[1])
-
-
-def _tf_idf(words: Mapping[int, Sequence[str]]) -> Any:
-    """TF-IDF of words and word pairs, a sparse row of length 1 for each text; None without words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    if not any(words.values()):
-        return None
-    return TfidfVectorizer(analyzer=_words_and_pairs).fit_transform(words.values())
-
-
-def _words_and_pairs(words: Sequence[str]) -> list[str]:
-    return [*words, *map(" ".join, itertools.pairwise(words))]
-
-
-class _WordHashes(dict[str, int]):
-    """Hashes of words, the same in every process."""
-
-    def __missing__(self, word: str) -> int:
-        self[word] = value = zlib.crc32(word.encode("utf-8", "replace"))
-        return value
-
-
-def _sample_triples(words: Sequence[str], hashes: _WordHashes) -> Array:
-    """The smallest hashes of a text's word triples: equal passages give equal samples wherever they are."""
-    numbers = np.fromiter(map(hashes.__getitem__, words), dtype=np.uint64, count=len(words))
-    triples = (numbers[:-2] * _MIX[0] + numbers[1:-1]) * _MIX[1] + numbers[2:]
-    triples ^= triples >> np.uint64(29)
-    triples *= _MIX[2]
-    return np.unique(triples ^ (triples >> np.uint64(32)))[:SAMPLE]
-
-
-def _as_vectors(samples: Mapping[int, Array]) -> Any:
-    """Which hashes are in each sample, as sparse rows of length 1; None without samples."""
-    from scipy.sparse import csr_array
-
-    if not samples:
-        return None
-    _, columns = np.unique(np.concatenate(list(samples.values())), return_inverse=True)
-    sizes = np.array([len(sample) for sample in samples.values()])
-    values = np.repeat(1 / np.sqrt(sizes), sizes)
-    return csr_array((values, columns, np.concatenate(([0], np.cumsum(sizes)))))
 
 
 def assign_folds(groups: Array, count: int, seed: int) -> Array:

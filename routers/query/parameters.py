@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from math import isnan
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from viaticum.quantiles import NORMAL_P90
 from viaticum.routers.query.forest import ForestHead
 from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead, log_odds
 from viaticum.routers.query.plans import Plan
+from viaticum.routers.query.static import TableOrigin
 from viaticum.routers.query.token_quantiles import TokenQuantiles
 from viaticum.routers.query.trust import Trust
 from viaticum.types import Pair
@@ -144,6 +146,33 @@ class RouterParameters:
     sharing: Tensor | None = None
     seconds: Tensor | None = None
     forest: ForestHead | None = None
+
+    def origin(self) -> str:
+        """What it was fitted on, in words."""
+        names = list(self.facts.get("datasets", {}))
+        more = f" and {len(names) - 2} more" if len(names) > 3 else ""
+        dataset = ", ".join(names[: 2 if more else 3]) + more
+        return str(
+            TableOrigin(dataset or "an outcome table", self.facts["questions"], self.facts.get("date", ""))
+        )
+
+    def has_tokens(self) -> Tensor:
+        """Whether anything is known of the output tokens of each pair, added ones included [P + A].
+
+        Those of added pairs follow from the fitted ones'.
+        """
+        fitted = torch.ones(len(self.pairs), dtype=torch.bool)
+        if self.tokens is not None:
+            fitted = ~self.tokens.log_tokens.isnan().all(0)
+        added = 0 if self.added is None else len(self.added.pairs)
+        return torch.cat((fitted, fitted.any().expand(added)))
+
+    def cut_at(self) -> list[int | None]:
+        """For every pair, added ones included, the tokens at which its known outputs were cut."""
+        known = [] if self.tokens is None else self.tokens.cut_at.tolist()
+        found = [None if isnan(tokens) else round(tokens) for tokens in known]
+        added = 0 if self.added is None else len(self.added.pairs)
+        return found + [None] * (len(self.pairs) + added - len(found))
 
     def profiles(self) -> dict[str, str]:
         """By model a digest of its known outcomes, and of what is known of its added pairs."""

@@ -34,7 +34,6 @@ from viaticum.routers.query.plans import Plan, PlanRow
 from viaticum.routers.query.prediction import Prediction
 from viaticum.routers.query.seconds import SecondsHead, unknown_like
 from viaticum.routers.query.shared_text import SharedText
-from viaticum.routers.query.static import TableOrigin
 from viaticum.routers.query.storage import load_parameters, save_parameters
 from viaticum.routers.query.token_quantiles import log_characters
 from viaticum.types import Pair, Query, RoutingTable, Row
@@ -97,11 +96,7 @@ class RTRRouter(QueryRouter):
     @cached_property
     def origin(self) -> str:
         """What it was fitted on, in words."""
-        facts = self.parameters.facts
-        names = list(facts.get("datasets", {}))
-        more = f" and {len(names) - 2} more" if len(names) > 3 else ""
-        dataset = ", ".join(names[: 2 if more else 3]) + more
-        return str(TableOrigin(dataset or "an outcome table", facts["questions"], facts.get("date", "")))
+        return self.parameters.origin()
 
     def knowledge(self) -> tuple[Knowledge, ...]:
         facts = self.parameters.facts
@@ -212,7 +207,15 @@ class RTRRouter(QueryRouter):
         return tokens, prompt, nearby
 
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
-        return self.predict(self.encoder([self._shared.without(text) for text in texts]), texts)
+        """Raises `InputError` for an encoder of other embeddings than the router was fitted on."""
+        embeddings = self.encoder([self._shared.without(text) for text in texts])
+        given, fitted = embeddings.shape[1], self.parameters.embeddings.shape[1]
+        if given != fitted:
+            raise InputError(
+                f"the encoder {self.encoder.name} gives {given} numbers for a text, and the router was "
+                f"fitted on {fitted} of {self.parameters.facts.get('encoder', 'another one')}; give that one"
+            )
+        return self.predict(embeddings, texts)
 
     def has_seen(self, query: Query) -> bool:
         return bool(self._predict_text(query.text).seen)
@@ -244,7 +247,10 @@ class RTRRouter(QueryRouter):
                 self._cache.popitem(last=False)
 
     def table(self, query: Query) -> RoutingTable:
-        """A row for every pair; costs in nano-dollars, prompt included where the outcomes counted it."""
+        """A row for every pair; costs in nano-dollars, prompt included where the outcomes counted it.
+
+        Of a pair whose outcomes say no tokens these are 0, and costs those of the nearest known questions.
+        """
         prediction = self._predict_text(query.text)
         added = self.parameters.added
         prices = (
@@ -256,8 +262,13 @@ class RTRRouter(QueryRouter):
             dollars = per_prompt + per_token * tokens
         else:
             dollars = (per_prompt + per_token * tokens / self._adjusted.tokens) * self._adjusted.dollars
+        has_tokens = self.parameters.has_tokens()
+        counted, cut_at = tokens.masked_fill(~has_tokens[:, None], 0.0), self.parameters.cut_at()
+        if not bool(has_tokens.all()):
+            known = self._known_costs(prediction)[:, : len(self.parameters.pairs)].T
+            dollars = torch.where(has_tokens[:, None], dollars, torch.cat((known, dollars[len(known) :])))
         for pair, column, (median, high), costs, cut in zip(
-            self.pairs, self.pair_columns, tokens.tolist(), dollars.tolist(), self._cut_at(), strict=True
+            self.pairs, self.pair_columns, counted.tolist(), dollars.tolist(), cut_at, strict=True
         ):
             accuracy, mean = float(prediction.accuracy[0, column]), float(prediction.own_cost[0, column])
             low_cost, high_cost = _nanousd(costs[0]), _nanousd(max(costs))
@@ -283,13 +294,6 @@ class RTRRouter(QueryRouter):
         notes = [f"{model} has changed, by {each.at[:10]}: {each.why}" for model, each in found.items()]
         return "; ".join((self.origin, *notes))
 
-    def _cut_at(self) -> list[int | None]:
-        """For every pair the tokens at which its known outputs were cut."""
-        fitted = self.parameters.tokens
-        known = [] if fitted is None else fitted.cut_at.tolist()
-        found = [None if isnan(tokens) else round(tokens) for tokens in known]
-        return found + [None] * (len(self.pairs) - len(found))
-
     def plans_for(self, query: Query) -> list[PlanRow]:
         """A row for every plan: quantiles of one pair are the table's, of several those of known questions.
 
@@ -297,12 +301,7 @@ class RTRRouter(QueryRouter):
         """
         prediction = self._predict_text(query.text)
         alone = {row.pair: row for row in self.table(query)}
-        known = self.parameters.cost[prediction.indices[0]] + prediction.more_prompt[0]
-        if self._adjusted is not None:
-            known = known * self._adjusted.cost[: known.shape[1]]
-        # Not the default dtype, which another thread changes while it loads weights.
-        levels = torch.tensor(QUANTILES, dtype=known.dtype)
-        quantiles = torch.nanquantile(known, levels, dim=0).nan_to_num(0.0).T.tolist()
+        quantiles = self._known_costs(prediction).T.tolist()
         rows, seconds = [], prediction.seconds[0].tolist()
         for column, plan in enumerate(self.plans):
             accuracy, mean = (float(each[0, column]) for each in (prediction.accuracy, prediction.cost))
@@ -316,6 +315,15 @@ class RTRRouter(QueryRouter):
             known_seconds = _known(seconds[column])
             rows.append(PlanRow(plan, accuracy, *costs, _nanousd(mean), origin=origin, seconds=known_seconds))
         return rows
+
+    def _known_costs(self, prediction: Prediction) -> Tensor:
+        """Quantiles of the dollars of the nearest known questions, 0 where unknown [2, M]."""
+        known = self.parameters.cost[prediction.indices[0]] + prediction.more_prompt[0]
+        if self._adjusted is not None:
+            known = known * self._adjusted.cost[: known.shape[1]]
+        # Not the default dtype, which another thread changes while it loads weights.
+        levels = torch.tensor(QUANTILES, dtype=known.dtype)
+        return torch.nanquantile(known, levels, dim=0).nan_to_num(0.0)
 
     def profiles(self) -> Mapping[str, str]:
         return self._profiles
@@ -408,8 +416,6 @@ class RTRRouter(QueryRouter):
             return cost
         weights, ratios = self.parameters.cost_weights.numpy(), self.parameters.cost_ratios.numpy()
         return cost * float(np.interp(np.log(cost_weight), np.log(weights), ratios))
-
-    # --- files ----------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
         """Write router.json and router.safetensors; the last version moves to `previous/`."""

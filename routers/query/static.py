@@ -103,11 +103,27 @@ class StaticRouter(QueryRouter):
     def _parse(cls, text: bytes, origin: str) -> StaticRouter:
         try:
             document: dict[str, Any] = json.loads(text)
-            rows = [Row(**(row | {"pair": Pair.parse(row["pair"])})) for row in document["rows"]]
+            rows = [_checked(Row(**(row | {"pair": Pair.parse(row["pair"])}))) for row in document["rows"]]
+            if not rows:
+                raise ValueError("it has no rows")
             measured = TableOrigin(**document["origin"]) if "origin" in document else None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{origin} is not a static router ({error}); fit it again") from None
         return cls(RoutingTable(tuple(rows)), measured)
+
+
+def _checked(row: Row) -> Row:
+    """The row. Raises `ValueError` for figures that are none of their kind."""
+    counts = (row.tokens_p50, row.tokens_p90, row.cost_p50, row.cost_p90)
+    if not all(type(each) is int and each >= 0 for each in (*counts, row.cost_mean or 0, row.cut_at or 0)):
+        raise ValueError(f"tokens and costs of {row.pair} are whole numbers from 0")
+    shares = [each for each in (row.accuracy_low, row.accuracy_high, row.average) if each is not None]
+    if not all(type(each) in (int, float) and 0 <= each <= 1 for each in (row.accuracy, *shares)):
+        raise ValueError(f"accuracies of {row.pair} are between 0 and 1")
+    seconds = 0.0 if row.seconds is None else row.seconds
+    if not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
+        raise ValueError(f"the seconds of {row.pair} are a number from 0")
+    return row
 
 
 def _row(pair: Pair, outcomes: Sequence[Outcome]) -> Row:

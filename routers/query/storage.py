@@ -6,8 +6,10 @@ embeddings are kept in half precision, outcomes as int8. Writing moves the last 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import time
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viaticum.errors import DataError, InputError
+from viaticum.errors import DataError, InputError, one_line
 from viaticum.files import atomic_file, atomic_write
 from viaticum.routers.query.forest import Features, ForestHead
 from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead
@@ -26,6 +28,9 @@ from viaticum.routers.query.trust import Trust
 from viaticum.types import Pair
 
 FORMAT = 1
+DIGEST = "digest"  # in router.json, and in the metadata of router.safetensors
+LONGEST_REASON = 200  # characters of what is wrong with a file
+READS, SECONDS_BETWEEN_READS = 100, 0.02  # of files that another process is writing
 ADDED_SETTINGS = {"savings": False}  # not in the files of earlier versions, which predict as they did
 # Name in the file: name of the field.
 TENSORS = {
@@ -52,7 +57,7 @@ MIXTURE_TENSORS = tuple(field.name for field in fields(CalibratedMixture))
 
 
 def save_parameters(parameters: RouterParameters, folder: Path) -> None:
-    """Write both files; each appears whole or not at all."""
+    """Write both files; each appears whole or not at all. A digest in both says that they belong together."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +66,11 @@ def save_parameters(parameters: RouterParameters, folder: Path) -> None:
         for name in ("router.json", "router.safetensors"):
             shutil.copy2(folder / name, folder / "previous" / name)
     tensors = {name: each.contiguous().clone() for name, each in _tensors(parameters).items()}
+    document = _document(parameters)
+    document[DIGEST] = digest = _digest(document, tensors)
     with atomic_file(folder / "router.safetensors") as scratch:
-        save_file(tensors, scratch)
-    atomic_write(folder / "router.json", json.dumps(_document(parameters), indent=1) + "\n")
+        save_file(tensors, scratch, {DIGEST: digest})
+    atomic_write(folder / "router.json", json.dumps(document, indent=1) + "\n")
 
 
 def load_parameters(folder: Path) -> RouterParameters:
@@ -73,27 +80,71 @@ def load_parameters(folder: Path) -> RouterParameters:
         InputError: there is no router in the folder.
         DataError: it is damaged, or of a later format.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        document = json.loads((folder / "router.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "router.safetensors")
-    except OSError as error:
-        raise InputError(
-            f"no router in {folder} ({error.strerror or error}); make one with: viaticum router fit"
-        ) from None
-    except (ValueError, SafetensorError) as error:
-        raise DataError(f"the router in {folder} is damaged ({error}); fit it again") from None
+    document, tensors = _read(folder)
     if document.get("format") != FORMAT:
         raise DataError(
             f"the router in {folder} has format {document.get('format')}, this version reads {FORMAT}; "
             "fit it again"
         )
     try:
-        return _parse(document, tensors)
-    except (KeyError, RuntimeError, TypeError) as error:
+        parameters = _parse(document, tensors)
+        _check(parameters)
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError, InputError) as error:
+        why = one_line(str(error), LONGEST_REASON)
+        raise DataError(f"the router in {folder} is damaged ({why}); fit it again") from None
+    return parameters
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of both files, of one router: another process may be writing a new one just now."""
+    for _ in range(READS):
+        document, tensors, digest = _read_once(folder)
+        if digest == document.get(DIGEST):  # None in files of earlier versions
+            return document, tensors
+        time.sleep(SECONDS_BETWEEN_READS)
+    raise DataError(
+        f"router.json and router.safetensors in {folder} are of two routers: writing was interrupted, or one "
+        "of them was copied alone; take both from previous/, or fit it again"
+    )
+
+
+def _read_once(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
+    """What is in router.json, the tensors, and the digest that is kept with them."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        document = json.loads((folder / "router.json").read_text(encoding="utf-8"))
+        with safe_open(folder / "router.safetensors", framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            digest = (file.metadata() or {}).get(DIGEST)
+    except OSError as error:
+        raise InputError(
+            f"no router in {folder} ({error.strerror or error}); make one with: viaticum router fit"
+        ) from None
+    except (ValueError, SafetensorError) as error:
         raise DataError(f"the router in {folder} is damaged ({error}); fit it again") from None
+    if not isinstance(document, dict):
+        raise DataError(f"the router in {folder} is damaged (router.json is no object); fit it again")
+    return document, tensors, digest
+
+
+def _digest(document: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for name, each in sorted(tensors.items()):
+        digest.update(name.encode() + each.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check(parameters: RouterParameters) -> None:
+    """Raise `ValueError` where names and tensors do not belong together."""
+    pairs, plans = parameters.pairs, parameters.plans
+    alone = [plan.pairs[0] for plan in plans[: len(pairs)] if len(plan.pairs) == 1]
+    if tuple(alone) != pairs or parameters.columns.members.shape != (len(plans), len(pairs)):
+        raise ValueError("its pairs, plans and tensors do not belong together")
+    if unknown := set(parameters.settings.heads) - set(RTRSettings().heads):
+        raise ValueError(f"unknown heads {', '.join(map(str, unknown))}")
+    if "questions" not in parameters.facts or "encoder" not in parameters.facts:
+        raise ValueError("its facts name no encoder and no questions")
 
 
 def _tensors(parameters: RouterParameters) -> dict[str, Tensor]:
@@ -165,7 +216,9 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
         logistic=LogisticHead(tensors["logistic"]),
         dual=dual.freeze(),
         mixture=CalibratedMixture(*(tensors[f"mixture.{name}"] for name in MIXTURE_TENSORS)),
-        **{field: tensors[name] for name, field in TENSORS.items()},
+        # Ratios of free choices are NaN in files of earlier versions.
+        **{field: tensors[name] for name, field in TENSORS.items()}
+        | {"cost_ratios": tensors["spend"].nan_to_num(nan=1.0)},
         trust=_parse_trust(tensors, len(correct), len(pairs)),
         settings=RTRSettings(**(ADDED_SETTINGS | document["settings"] | {"heads": heads})),
         facts=document["facts"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,27 @@ def test_answers_are_graded_where_the_right_one_is_known(tmp_path: Path) -> None
     assert row.correct
 
 
+def test_nan_is_what_is_missing(tmp_path: Path) -> None:
+    """As pandas writes it, also in columns of texts."""
+    nothing = dict.fromkeys(
+        ("answer", "strategy", "cost_usd", "milliseconds", "output_tokens", "dataset"), math.nan
+    )
+    table = write_lines(
+        tmp_path / "t.jsonl",
+        {"question": "6*7?", "model": "m", "correct": 1.0, **nothing},
+        {"question": "6*8?", "model": "m", "correct": 0.0, "question_id": math.nan},
+    )
+    first, second = imported(tmp_path, table)
+    assert (first.answer, first.strategy, first.dataset) == (None, "chat", "t")
+    assert (first.cost_nanousd, first.seconds, first.output_tokens) == (None, None, None)
+    assert first.question_id != second.question_id
+    row = {"dataset": "d", "question_id": "1", "model": "m", "strategy": "cot", "correct": True}
+    (found,) = read_outcomes(
+        write_lines(tmp_path / "o.jsonl", row | dict.fromkeys(("question", "answer"), math.nan))
+    )
+    assert (found.question, found.answer) == ("", None)
+
+
 @pytest.mark.parametrize(
     ("row", "arguments", "why"),
     [
@@ -81,6 +103,25 @@ def test_answers_are_graded_where_the_right_one_is_known(tmp_path: Path) -> None
         ({"question": "?", "model": "m", "correct": 1, "output_tokens": -3}, (), "line 2: output_tokens"),
         ({"question": "?", "model": "m", "correct": 1, "cost_usd": "cheap"}, (), "line 2: cost_usd"),
         ({"question": "?", "model": "m", "correct": "maybe"}, (), "line 2: correct must be true or false"),
+        ({"question": "?", "model": math.nan, "correct": True}, (), "line 2: no model"),
+        ({"question": "?", "pair": "m", "correct": True}, (), "line 2: not a pair"),
+        ({"question": "?", "model": "m", "correct": True, "cost_usd": math.inf}, (), "line 2: cost_usd"),
+        ({"question": "?", "model": "m", "correct": True, "seconds": 10**400}, (), "line 2: seconds"),
+        (
+            {"question": "?", "model": "m", "correct": True, "cost_nanousd": 10**400},
+            (),
+            "line 2: cost_nanousd",
+        ),
+        (
+            {"question": "?", "model": "m", "correct": True, "output_tokens": 10**30},
+            (),
+            "line 2: output_tokens",
+        ),
+        (
+            {"question": "?", "model": "m", "correct": "nan"},
+            ("--threshold", "0.5"),
+            "line 2: correct must be true or false, not 'nan'",
+        ),
     ],
 )
 def test_errors_name_file_row_and_column(

@@ -14,7 +14,7 @@ import pytest
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.outcomes import read_outcomes
-from viaticum.routers.query import StaticRouter
+from viaticum.routers.query import StaticRouter, choose, parse_policy
 from viaticum.types import Outcome, Pair, Query, RoutingTable, Row
 
 SHIPPED = resources.files("viaticum.routers.query") / "outcomes.parquet"
@@ -92,3 +92,13 @@ def test_the_router_in_the_docs_works() -> None:
     short, long = (router.table(Query("How many? " * count)) for count in (1, 20))
     assert 0 < len(short) < len(long)
     assert {row.plan.pairs[0] for row in router.plans_for(Query("How many?"))} == {row.pair for row in short}
+
+
+def test_a_pair_of_unknown_accuracy_is_left_out_wherever_it_stands() -> None:
+    rows = [Row(Pair(name, "cot"), accuracy, 1, 1, 5, 5) for name, accuracy in (("a", 0.9), ("b", 0.4))]
+    unknown = Row(Pair("c", "cot"), float("nan"), 1, 1, 1, 1)
+    for policy in ("within", "best", "cheapest:0.5", "weighted:1"):
+        for table in ([unknown, *rows], [*rows, unknown]):
+            assert choose(RoutingTable(tuple(table)), None, parse_policy(policy)).pair.model == "a"
+    with pytest.raises(InputError, match="knows no accuracy"):
+        choose(RoutingTable((unknown,)), None, parse_policy("best"))

@@ -70,3 +70,54 @@ def test_missing_weights_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match="pull"):
         Encoder()
+
+
+def test_a_cache_that_cannot_be_written_is_left_out(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a disk that is read-only, or full."""
+    (tmp_path / "file").write_text("no folder")
+    encoder = Encoder(str(model), cache=tmp_path / "file" / "cache.db")
+    assert torch.equal(
+        encoder(["who is", "how many"]), Encoder(str(model), cache=None)(["who is", "how many"])
+    )
+    encoder(["her uncle"])
+    assert len([each for each in caplog.messages if "embeddings are not kept" in each]) == 1
+
+
+def test_a_cache_without_room_is_left_out(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache.db"
+    Encoder(str(model), cache=cache)(["who is"])
+    opened = Encoder._open
+
+    def read_only(self: Encoder, path: Path) -> sqlite3.Connection:
+        connection: sqlite3.Connection = opened(self, path)
+        connection.execute("pragma query_only = on")
+        return connection
+
+    monkeypatch.setattr(Encoder, "_open", read_only)
+    assert Encoder(str(model), cache=cache)(["who is", "how many"]).shape == (2, len(WORDS))
+    assert "attempt to write a readonly database" in caplog.text
+
+
+def test_no_texts_give_no_embeddings(model: Path) -> None:
+    assert Encoder(str(model), cache=None)([]).shape == (0, len(WORDS))
+
+
+def test_a_model_of_the_same_name_elsewhere_has_other_embeddings(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative name in another folder, and files that were replaced."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    cache = tmp_path / "cache.db"
+    for number, words in enumerate((WORDS, WORDS[::-1], WORDS[:4])):
+        folder = tmp_path / str(min(number, 1))
+        folder.mkdir(exist_ok=True)
+        SentenceTransformer(modules=[BoW(words)], device="cpu").save(str(folder / "mine"))
+        monkeypatch.chdir(folder)
+        found = Encoder("mine", cache=cache)(["how many apples"])
+        assert torch.equal(found, Encoder("mine", cache=None)(["how many apples"]))
