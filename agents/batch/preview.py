@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Unpack
 
 from viaticum.agents.batch.deferral import Deferral
-from viaticum.agents.batch.input import Input, survey
+from viaticum.agents.batch.input import Input, Survey, survey
 from viaticum.agents.batch.plan_times import PlanTimes
 from viaticum.agents.batch.planned_rows import RouteEstimates
 from viaticum.agents.batch.planning import PACED, RowPlanner
@@ -51,6 +51,15 @@ def planner_for(
         concurrency=concurrency,
         batch_factor=deferral.factor,
     )
+
+
+def previews_around(budget: int, found: Survey, planner: RowPlanner) -> tuple[Preview, ...]:
+    """What the budget, and others around it, would buy; empty where no row is pending.
+
+    budget: nano-dollars. found: of the input.
+    """
+    budgets = [max(1, round(budget * share)) for share in BUDGET_SHARES]
+    return tuple(planner.previews(found.sample, found.pending, budgets)) if found.pending else ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,6 @@ def preview_batch(
         concurrency = settings.get("concurrency", CONCURRENCY)
         planner = planner_for(tools, policy, deferral, lambda: amount, concurrency)
         found = survey(input_file.rows(), lambda number: False, SAMPLE)
-        budgets = [max(1, round(amount * share)) for share in BUDGET_SHARES]
-        previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []
+        previews = previews_around(amount, found, planner)
         routes, origins = planner.choices(found.sample, found.pending) if found.pending else ({}, [])
-        return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews), routes, tuple(origins))
+        return DryRun(found.rows, found.bad, tuple(found.problems), previews, routes, tuple(origins))

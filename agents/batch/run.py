@@ -43,7 +43,7 @@ from viaticum.agents.batch.output import RowJournal, format_for, write_results
 from viaticum.agents.batch.plan_times import PlanTimes
 from viaticum.agents.batch.planned_rows import PlannedRow
 from viaticum.agents.batch.planning import NO_TIME, RowPlanner
-from viaticum.agents.batch.preview import BUDGET_SHARES, SAMPLE, planner_for
+from viaticum.agents.batch.preview import SAMPLE, planner_for, previews_around
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import build_row
 from viaticum.agents.batch.resume import recall
@@ -51,11 +51,11 @@ from viaticum.agents.batch.settings import BatchKeywords, BatchSettings
 from viaticum.agents.batch.shadow import ask_again, open_sampler, sampled_rows
 from viaticum.agents.batch.soft_limits import watch_soft_limits
 from viaticum.agents.batch.start import (
-    check_budget_suffices,
     check_nothing_waits,
     check_rows,
     describe,
     earlier_job,
+    open_budget,
     open_job_resources,
     without_old_objects,
 )
@@ -174,12 +174,13 @@ class _Run:
         planner = self._planner()
         own, given, catalogue = self.folder / CACHE, self.settings.cache, self.rows.resources.catalogue
         shared = stack.enter_context(Cache(given, catalogue)) if given is not None else None
-        self._open_budget(found, planner)
-        previews = planner.previews([*found.sample], found.pending, self._budgets()) if found.pending else []
-        self.job = replace(self.job, previews=tuple(previews))
+        if self.settings.budget is not None:
+            open_budget(self.job, found, planner, self.rows.resources, new=self.new)
+        assert self.job.limit_nanousd is not None
+        self.job = replace(self.job, previews=previews_around(self.job.limit_nanousd, found, planner))
         if self.new:
             clear_folder(self.folder)
-        self._save()
+        self.job.save(self.folder)
         journal = RowJournal(self.folder, found.rows)
         stack.callback(journal.close)
         sampler = open_sampler(self.settings, self.rows.resources, self.folder, stack)
@@ -209,22 +210,6 @@ class _Run:
         tools, policy, concurrency = self.rows.resources, self.job.policy, self.rows.concurrency
         times = PlanTimes(tools.latencies, tools.max_seconds)
         return planner_for(tools, policy, self.deferral, self._unspent, concurrency, times)
-
-    def _open_budget(self, found: Survey, planner: RowPlanner) -> None:
-        """Make the budget of a new job, or give one that goes on its new limit."""
-        if self.settings.budget is None:
-            return
-        limit = self.job.limit_nanousd
-        assert limit is not None
-        if not self.new:
-            self.ledger.set_limit(self.job.budget, limit_nanousd=limit)
-            return
-        check_budget_suffices(limit, found, planner, self.rows.resources)
-        self.ledger.create(self.job.budget, limit_nanousd=limit)
-
-    def _budgets(self) -> list[int]:
-        assert self.job.limit_nanousd is not None
-        return [max(1, round(self.job.limit_nanousd * share)) for share in BUDGET_SHARES]
 
     # --- passes over the input --------------------------------------------------------------------
 
@@ -433,20 +418,16 @@ class _Run:
             kind = format_for(self.out, self.input.file.format)
             write_results(self.out, kind, journal.in_order(), self.job.budget, self.input.file)
         self.job = replace(self.job, ending=ending, ended=now())
-        self._save()
+        self.job.save(self.folder)
 
     def _ask_again(self, journal: RowJournal, sampler: ShadowSampler) -> None:
         """Ask a share of the rows again of one model. The results are written by now."""
         self.settings.tell({"event": "shadow", "model": sampler.sampling.model})
-        rows = iter(self.input)
-        sampled = sampled_rows(self.job.budget, self.job.policy, rows, journal.in_order(), sampler)
+        sampled = sampled_rows(self.job, iter(self.input), journal.in_order(), sampler)
         ask_again(sampled, sampler, lambda: self.rows.stop.is_set() or self._is_late())
 
     def _is_late(self) -> bool:
         return self.job.deadline_seconds is not None and self._elapsed() > self.job.deadline_seconds
-
-    def _save(self) -> None:
-        self.job.save(self.folder)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began

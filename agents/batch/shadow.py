@@ -17,7 +17,7 @@ from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.agents.workflow.shadow_questions import Sampled
 from viaticum.generation import NO_SETTINGS
-from viaticum.jobs import JobRow
+from viaticum.jobs import Job, JobRow
 from viaticum.routers.query import DEFAULT_POLICY, parse_policy
 from viaticum.shadow_samples import SHADOWS, GivenAnswer, read_samples
 
@@ -34,27 +34,27 @@ def open_sampler(
 
 
 def sampled_rows(
-    job: str, policy: str, rows: Iterable[BatchRow], ended: Iterable[JobRow], sampler: ShadowSampler
+    job: Job, rows: Iterable[BatchRow], ended: Iterable[JobRow], sampler: ShadowSampler
 ) -> Iterator[Sampled]:
     """The rows that are asked again, and are not yet.
 
     Args:
-        job: name of the job and of its budget, which is part of the ids.
-        policy: chooses the strategy of a model; of a paced job the usual policy does.
+        job: its budget is part of the ids; its policy chooses the strategy of a model, and the usual one
+            where the job is paced.
         rows: of the input, in order.
         ended: what became of them, in order.
     """
     done = _done(sampler.path)
-    residency = sampler.resources.ledger.residency(job)
+    residency = sampler.resources.ledger.residency(job.budget)
     results = iter(ended)
     result = next(results, None)
-    chosen = parse_policy(DEFAULT_POLICY if policy == PACED else policy)
+    chosen = parse_policy(DEFAULT_POLICY if job.policy == PACED else job.policy)
     for row in rows:
         while result is not None and result.number < row.number:
             result = next(results, None)
         if result is None or result.number != row.number or row.query is None:
             continue
-        name = f"{job}/{row.id}"
+        name = f"{job.budget}/{row.id}"
         if row.names_model or name in done or not _is_routed(result):
             continue
         if sampler.sampling.is_sampled(name):

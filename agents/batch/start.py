@@ -89,9 +89,23 @@ def check_rows(found: Survey, input_file: Input, *, skip_bad: bool) -> None:
         )
 
 
-def check_budget_suffices(
-    limit: int, found: Survey, planner: RowPlanner, resources: WorkflowResources
+def open_budget(
+    job: Job, found: Survey, planner: RowPlanner, resources: WorkflowResources, *, new: bool
 ) -> None:
+    """Make the budget of a new job, or give one that goes on its new limit.
+
+    Raises:
+        BudgetError: the budget of a new job pays for no row.
+    """
+    assert job.limit_nanousd is not None
+    if not new:
+        resources.ledger.set_limit(job.budget, limit_nanousd=job.limit_nanousd)
+        return
+    _check_suffices(job.limit_nanousd, found, planner, resources)
+    resources.ledger.create(job.budget, limit_nanousd=job.limit_nanousd)
+
+
+def _check_suffices(limit: int, found: Survey, planner: RowPlanner, resources: WorkflowResources) -> None:
     """Raises `BudgetError` where not one call of the first rows fits."""
     least: tuple[int, str] | None = None
     for _, row in found.sample[:FIRST_ROWS]:
