@@ -309,6 +309,14 @@ def test_the_whole_demo_with_a_tiny_pair_in_a_pipe(tiny_demo: Path, tmp_path: Pa
     assert 0 < job["spent_nanousd"] <= job["limit_nanousd"]
     assert Path(facts["report"]).stat().st_size > 10_000
     assert facts["report"] in done.stdout
+    outcomes = read_outcomes(tmp_path / "out" / "outcomes.jsonl")
+    for lane in (small, large):
+        known = {each.question_id: each for each in outcomes if str(each.pair) == lane["way"]}
+        assert {name: (row.correct, row.cost_nanousd) for name, row in known.items()} == {
+            each["id"]: (each["right"], each["cost_nanousd"]) for each in lane["answers"]
+        }
+    page = Path(facts["report"]).read_text()
+    assert all(f"{name}+cot" in page for name in (SMALL, LARGE)), "the report compares with the fixed lanes"
     assert re.search(r"\d+ s in all, after \d+ s of set-up", lines[-1])
 
 

@@ -7,15 +7,16 @@ its own. All share the loaded weights; each pays from its part of one budget. Le
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from viaticum.demo.questions import TOPIC
 from viaticum.errors import ViaticumError, one_line
 from viaticum.questions import Question
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.strategies.answers import is_right
-from viaticum.types import Answer, Pair
+from viaticum.types import Answer, Outcome, Pair
 
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
@@ -87,6 +88,22 @@ class Lane:
     def seconds(self) -> float:
         """Seconds in which this lane was at work, up to now."""
         return self._seconds + (0.0 if self._began is None else time.perf_counter() - self._began)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """What the pair of a lane that does not route got on each question that it was asked."""
+        pair = Pair.parse(self.way)
+        for each in self.answers.values():
+            if each.routes:
+                yield Outcome(
+                    str(each.question.columns.get(TOPIC, "questions")),
+                    each.question.id,
+                    each.question.query.text,
+                    pair.model,
+                    pair.strategy,
+                    each.value,
+                    each.right,
+                    cost_nanousd=each.cost,
+                )
 
     async def answer(self, questions: Sequence[Question], at_once: int) -> None:
         """Answer some questions; what ended stays where this is cancelled, and calls in flight end."""

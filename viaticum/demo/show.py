@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import logging
 import shlex
@@ -27,6 +28,7 @@ from viaticum.files import atomic_write, write_jsonl
 from viaticum.generation import GenerationSettings
 from viaticum.models.base import Generation
 from viaticum.money import format_usd, nanousd
+from viaticum.outcomes import write_outcomes
 from viaticum.questions import Question
 from viaticum.routers.query import DEFAULT_POLICY, parse_policy
 from viaticum.signals import run_interruptible
@@ -35,6 +37,7 @@ from viaticum.weights import locate
 
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
+    from viaticum.reports import Report
 
 WAVE = 12  # questions that a lane answers at once, before the next lane has its turn
 SLOTS = 2 * WAVE  # so that the examples of one lane's strategies outlive the turns of the others
@@ -185,6 +188,8 @@ class Demo:
             finally:
                 screen.hide_lanes()
                 self.facts["lanes"] = [_lane_facts(lane) for lane in lanes]
+                outcomes = itertools.chain.from_iterable(lane.outcomes() for lane in lanes[:-1])
+                write_outcomes(self._outcomes, outcomes)
             *fixed, routed = map(_score, lanes)
             self.facts["verdict"] = verdict(fixed, routed)
             for sentence in self.facts["verdict"]:
@@ -332,10 +337,15 @@ class Demo:
         from viaticum.reports import build
 
         results = self.facts["job"]["results"]
+
+        def make(name: str) -> Report:
+            path = self.settings.folder / name
+            return build(results, path, outcomes=self._outcomes, title="viaticum demo", force=True)
+
         try:
-            made = build(results, self.settings.folder / "report.html", title="viaticum demo", force=True)
+            made = make("report.html")
         except MissingExtra as error:
-            made = build(results, self.settings.folder / "report.md", title="viaticum demo", force=True)
+            made = make("report.md")
             self.screen.line(f"The report is Markdown: {one_line(error)}", "yellow")
         self.facts["report"] = str(made.path)
         opened = made.format == "html" and open_in_browser(made.path)
@@ -343,6 +353,10 @@ class Demo:
         self.screen.line(f"{made.path}{' (opened)' if opened else ''}", wrap=False)
 
     # What is kept
+
+    @property
+    def _outcomes(self) -> Path:
+        return self.settings.folder / "outcomes.jsonl"
 
     @property
     def _results(self) -> Path:
