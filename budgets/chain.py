@@ -15,7 +15,8 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from viaticum.budgets.records import Entry, EntryKind, json_text, prices_text, usage_text
+from viaticum.budgets.records import Entry, EntryKind
+from viaticum.budgets.serialization import json_text, prices_text, usage_text
 from viaticum.budgets.store import EntryColumns, Rows, Scope
 from viaticum.money import Price
 from viaticum.types import TokenCount

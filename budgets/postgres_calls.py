@@ -21,7 +21,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from viaticum.budgets.chain import warn_of_clock
-from viaticum.budgets.records import Entry, Hold, HoldState, json_text
+from viaticum.budgets.records import Entry, Hold, HoldState
+from viaticum.budgets.serialization import json_text
 from viaticum.budgets.sql import hold_values
 from viaticum.budgets.store import EntryColumns, Rows, Scope
 from viaticum.errors import ViaticumError

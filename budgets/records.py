@@ -1,6 +1,7 @@
-"""The records of a ledger (Budget, Hold, Entry), their validation, and usage and prices as JSON text.
+"""The records of a ledger (Budget, Hold, Entry), their validation, and what usage costs at prices.
 
-Frozen data without behaviour. Leaves out storage (`store`, `schema`) and the rules for changes (`rules`).
+Frozen data without behaviour. Leaves out their JSON text (`serialization`), storage (`store`, `schema`) and
+the rules for changes (`rules`).
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from viaticum.budgets.serialization import json_text
 from viaticum.budgets.windows import Window
 from viaticum.checks import checked_type, shown
 from viaticum.errors import InputError, UnknownPrice
-from viaticum.money import MAX_NANOUSD, Price, Tier, as_usd
+from viaticum.money import MAX_NANOUSD, Price, as_usd
 from viaticum.types import TokenCount
 
 BudgetState = Literal["open", "paused", "closed"]
@@ -38,6 +39,7 @@ EntryKind = Literal[
 # Holds in these states count against the limits.
 HELD_STATES: tuple[HoldState, ...] = ("reserved", "dispatched", "unknown")
 MAX_LEASE = 366 * 86_400
+_COUNTS = [each.name for each in fields(TokenCount)]
 TERMINAL_KINDS: tuple[EntryKind, ...] = ("post", "void", "expire")
 
 
@@ -386,75 +388,6 @@ def digest(value: Any) -> str:
         return hashlib.sha256(json_text(value).encode()).hexdigest()
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"parameters are JSON values: {error}") from None
-
-
-def json_text(value: Any) -> str:
-    return _encode(value)
-
-
-_encode = json.JSONEncoder(sort_keys=True).encode
-
-
-def usage_text(usage: Mapping[str, TokenCount]) -> str:
-    return _usage_text(tuple(usage.items()))
-
-
-@lru_cache(maxsize=4096)  # a call's usage is written with its hold and with two of its entries
-def _usage_text(usage: tuple[tuple[str, TokenCount], ...]) -> str:
-    return json_text({model: _stored_fields(count, 2) for model, count in usage})
-
-
-def usage_from(text: str) -> dict[str, TokenCount]:
-    return dict(_usage_from(text))
-
-
-@lru_cache(maxsize=1024)  # every reserve of a call with the same limits writes the same
-def _usage_from(text: str) -> tuple[tuple[str, TokenCount], ...]:
-    return tuple((model, TokenCount(**count)) for model, count in json.loads(text).items())
-
-
-def prices_text(prices: Mapping[str, Price]) -> str:
-    return _prices_text(tuple(prices.items()))
-
-
-@lru_cache(maxsize=64)  # every call writes the same few price lists
-def _prices_text(prices: tuple[tuple[str, Price], ...]) -> str:
-    return json_text({model: price_json(price) for model, price in prices})
-
-
-def price_json(price: Price) -> dict[str, Any]:
-    """Return the price as JSON values, without fields at their default."""
-    values = _stored_fields(price, 2)
-    if price.tiers:
-        values["tiers"] = [_stored_fields(tier, 3) for tier in price.tiers]
-    return values
-
-
-def prices_from(text: str) -> dict[str, Price]:
-    return dict(_prices_from(text))
-
-
-@lru_cache(maxsize=64)  # every call reads the same few price lists
-def _prices_from(text: str) -> tuple[tuple[str, Price], ...]:
-    return tuple((model, _price_from(price)) for model, price in json.loads(text).items())
-
-
-def _price_from(values: dict[str, Any]) -> Price:
-    return Price(**{**values, "tiers": tuple(Tier(**tier) for tier in values.get("tiers", ()))})
-
-
-def _stored_fields(record: TokenCount | Price | Tier, always: int) -> dict[str, Any]:
-    """The first `always` fields, and those others that differ from their default."""
-    values = [(name, getattr(record, name), default) for name, default in _DEFAULTS[type(record)]]
-    return {
-        name: value
-        for number, (name, value, default) in enumerate(values)
-        if number < always or value != default
-    }
-
-
-_DEFAULTS = {kind: [(each.name, each.default) for each in fields(kind)] for kind in (TokenCount, Price, Tier)}
-_COUNTS = [name for name, _ in _DEFAULTS[TokenCount]]
 
 
 def _is_count(number: object) -> bool:

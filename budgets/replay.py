@@ -16,17 +16,9 @@ from types import MappingProxyType
 
 from viaticum.budgets.chain import entry_hash, result_hash
 from viaticum.budgets.postings import folded, lease_end
-from viaticum.budgets.records import (
-    Entry,
-    Hold,
-    HoldState,
-    amounts,
-    costs,
-    prices_from,
-    usage_from,
-    worst_costs,
-)
+from viaticum.budgets.records import Entry, Hold, HoldState, amounts, costs, worst_costs
 from viaticum.budgets.rules import get_lineage
+from viaticum.budgets.serialization import prices_from, usage_from
 from viaticum.budgets.store import GENESIS_HASH, Rows, Scope
 from viaticum.budgets.windows import Window
 from viaticum.errors import UnknownName, ViaticumError

@@ -8,15 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from viaticum.budgets.records import (
-    Budget,
-    Entry,
-    Hold,
-    checked_limit,
-    checked_name,
-    prices_text,
-    usage_text,
-)
+from viaticum.budgets.records import Budget, Entry, Hold, checked_limit, checked_name
+from viaticum.budgets.serialization import prices_text, usage_text
 from viaticum.budgets.store import Rows, Scope
 from viaticum.errors import BudgetClosed, BudgetError, BudgetExceeded, HoldError, InputError, UnknownName
 from viaticum.money import MAX_NANOUSD, Price, format_usd

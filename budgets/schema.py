@@ -14,7 +14,8 @@ from typing import Any, cast
 from sqlite_utils import Database
 
 from viaticum.budgets.chain import columns_hash, result_hash
-from viaticum.budgets.records import costs, json_text, prices_from, usage_from, usage_text
+from viaticum.budgets.records import costs
+from viaticum.budgets.serialization import json_text, prices_from, usage_from, usage_text
 from viaticum.budgets.store import ENTRY_COLUMNS, GENESIS_HASH, EntryColumns, Objects
 from viaticum.errors import one_line
 

@@ -12,18 +12,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from viaticum.budgets.records import (
-    HELD_STATES,
-    Entry,
-    EntryKind,
-    Hold,
-    HoldState,
-    json_text,
-    prices_from,
-    prices_text,
-    usage_from,
-    usage_text,
-)
+from viaticum.budgets.records import HELD_STATES, Entry, EntryKind, Hold, HoldState
+from viaticum.budgets.serialization import json_text, prices_from, prices_text, usage_from, usage_text
 from viaticum.budgets.store import ENTRY_COLUMNS, EntryColumns, Rows, Scope
 from viaticum.budgets.windows import Window
 from viaticum.errors import ViaticumError

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
-from viaticum.budgets.records import BudgetState, Entry, EntryKind, Hold, HoldState, prices_from, usage_from
+from viaticum.budgets.records import BudgetState, Entry, EntryKind, Hold, HoldState
+from viaticum.budgets.serialization import prices_from, usage_from
 from viaticum.budgets.windows import Window
 from viaticum.errors import LedgerError
 

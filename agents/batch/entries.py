@@ -17,7 +17,8 @@ from typing import Any
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import WorkflowSettings
 from viaticum.agents.workflow.shadow_settings import ShadowSampling
-from viaticum.budgets.records import digest, json_text
+from viaticum.budgets.records import digest
+from viaticum.budgets.serialization import json_text
 from viaticum.catalogue import Catalogue
 from viaticum.jobs import Job
 from viaticum.routers.query.restricted import RestrictedRouter

@@ -55,13 +55,13 @@ def budget_json(budget: Budget) -> dict[str, Any]:
 
 
 def hold_json(hold: Hold) -> dict[str, Any]:
-    from viaticum.budgets.records import price_json
+    from viaticum.budgets.serialization import price_json
 
     return asdict(hold) | {"prices": {model: price_json(price) for model, price in hold.prices.items()}}
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
-    from viaticum.budgets.records import price_json
+    from viaticum.budgets.serialization import price_json
 
     row = asdict(entry)
     row["prices"] = {model: price_json(price) for model, price in entry.prices.items()}
