@@ -365,6 +365,8 @@ def _price_of(tools: WorkflowResources, model: str) -> Price:
 
 def _split(questions: Sequence[Question], seed: int) -> tuple[list[Question], list[Question]]:
     """Questions to learn from and held-out ones; near-duplicates are on the same side."""
+    if not questions:
+        raise DataError(f"no questions; tune needs {MIN_QUESTIONS} to learn from, and some to evaluate on")
     share = min(HELD_OUT, MAX_HELD_OUT / len(questions))
     texts = [each.query.text for each in questions]
     groups = split_templates(near_duplicates(texts), texts)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -48,7 +49,7 @@ class QuestionView:
         self.weights: Array = values["weights"]
         self.constant, self.near, self.slope = (float(values[name]) for name in ("constant", "near", "slope"))
         self.centres = values["centres"] / np.linalg.norm(values["centres"], axis=1, keepdims=True)
-        self._encode = encode
+        self._encode, self._lock = encode, threading.Lock()
         self._is_available = True
 
     def shift(self, text: str) -> float | None:
@@ -70,10 +71,11 @@ class QuestionView:
         return self.slope * float(self.weights @ embedding + self.constant)
 
     def _encoder(self) -> Callable[[Sequence[str]], Any]:
-        if self._encode is None:
-            try:
-                from viaticum.routers.query.encoder import Encoder
-            except ImportError as error:
-                raise MissingExtra(error.name or "torch", "local") from None
-            self._encode = Encoder()
-        return self._encode
+        with self._lock:
+            if self._encode is None:
+                try:
+                    from viaticum.routers.query.encoder import Encoder
+                except ImportError as error:
+                    raise MissingExtra(error.name or "torch", "local") from None
+                self._encode = Encoder()
+            return self._encode

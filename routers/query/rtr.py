@@ -60,7 +60,7 @@ class RTRRouter(QueryRouter):
         changes: Mapping[str, ModelChange] | None = None,
     ) -> None:
         self.parameters = parameters
-        self._given_encoder = encoder
+        self._encoder, self._encoder_lock = encoder, threading.Lock()
         added = parameters.added.pairs if parameters.added else ()
         self.pairs = parameters.pairs + added
         self.plans = parameters.plans + tuple(Plan((pair,)) for pair in added)
@@ -88,10 +88,14 @@ class RTRRouter(QueryRouter):
         self._cache_size = CACHE_SIZE
         self._cache_lock = threading.Lock()
 
-    @cached_property
+    @property
     def encoder(self) -> Encoder:
-        facts = self.parameters.facts
-        return self._given_encoder or Encoder(facts["encoder"], windows=facts.get("windows", False))
+        """Made once, whichever thread asks first: each would load its own weights."""
+        with self._encoder_lock:
+            if self._encoder is None:
+                facts = self.parameters.facts
+                self._encoder = Encoder(facts["encoder"], windows=facts.get("windows", False))
+            return self._encoder
 
     @cached_property
     def origin(self) -> str:
@@ -104,8 +108,6 @@ class RTRRouter(QueryRouter):
         error = facts.get("unseen", {}).get("ece")
         datasets, date = dict(facts.get("datasets", {})), facts.get("date", "")
         return (Knowledge("fitted", models, datasets, facts.get("questions", 0), date, "", error),)
-
-    # --- predictions ----------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def predict(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Prediction:
@@ -349,9 +351,7 @@ class RTRRouter(QueryRouter):
         )
 
     def with_changes(self, changes: Mapping[str, ModelChange]) -> RTRRouter:
-        return RTRRouter(self.parameters, self._given_encoder or self.encoder, changes)
-
-    # --- choices for many questions -------------------------------------------------------------------------
+        return RTRRouter(self.parameters, self.encoder, changes)
 
     def choose_columns(self, prediction: Prediction, cost_weight: float) -> Tensor:
         """For each question the column of the highest accuracy minus weighted expected dollars [N]."""

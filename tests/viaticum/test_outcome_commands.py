@@ -371,6 +371,16 @@ def test_split_by_question_with_near_duplicates_together(tmp_path: Path) -> None
         run(*arguments, "--share", "1")
 
 
+def test_a_table_without_texts_is_split_too(tmp_path: Path) -> None:
+    """Ids that differ by their numbers are no near-duplicates."""
+    rows = [replace(row, question="") for row in outcomes(60)]
+    write_outcomes(tmp_path / "all.jsonl", rows)
+    run("split", tmp_path / "all.jsonl", "--train", tmp_path / "t.jsonl", "--held-out", tmp_path / "h.jsonl")
+    train, aside = read_outcomes(tmp_path / "t.jsonl"), read_outcomes(tmp_path / "h.jsonl")
+    assert {row.question_id for row in train}.isdisjoint(row.question_id for row in aside)
+    assert len(aside) == 0.3 * len(rows)
+
+
 def test_a_table_survives_every_format(tmp_path: Path) -> None:
     rows = outcomes(5)
     for suffix in ("csv", "jsonl", "parquet"):

@@ -152,7 +152,7 @@ def split(
     texts: dict[tuple[str, str], str] = {}
     for values in unique(_rows(tables), "last"):
         texts.setdefault(_key(values), values["question"])
-    groups = near_duplicates(without_shared([text or " ".join(key) for key, text in texts.items()]))
+    groups = near_duplicates(without_shared([*texts.values()]))  # one without a text is like no other
     aside = {key for key, taken in zip(texts, draw(groups, share, seed), strict=True) if taken}
     if not aside or len(aside) == len(texts):
         raise DataError(

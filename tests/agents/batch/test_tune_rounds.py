@@ -50,6 +50,11 @@ def tuning(folder: Path, asked: Sequence[Question] | None = None, **changed: Any
     return opened(folder, asked or questions(), **{"given": given} | changed)
 
 
+def test_no_questions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no questions"):
+        Tuning.open([], tmp_path / "router", budget="1")
+
+
 def test_questions_made_from_a_template_are_on_both_sides(tmp_path: Path) -> None:
     asked = [Question(str(n), Query(f"Ann has {n} of the name{n} apples."), str(n)) for n in range(100)]
     asked.append(Question("again", asked[0].query, "0"))
