@@ -13,8 +13,10 @@ from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.messages import fold_system, refuse_parts
 from viaticum.models.base import Generation
 from viaticum.models.remote.prices import thinks_by_default
+from viaticum.strategies import get as get_strategy
 from viaticum.strategies.base import Strategy, messages_for, system_turn
-from viaticum.types import Message, Query
+from viaticum.strategies.verify import SETTINGS
+from viaticum.types import VERIFY, Message, Query
 
 ANSWER_TOKENS = 400  # limit of an answer where nobody sets one
 THOUGHT_TOKENS = 8192  # limit of a thought where nobody sets one, if the context holds it
@@ -73,6 +75,12 @@ def resolve(
         logit_bias=dict(merged.logit_bias),
         **values,
     )
+
+
+def judge_settings(catalogue: Catalogue, model: str) -> GenerationSettings:
+    """Those of `verify` for a plain chat with a model, with room for its thought."""
+    limit = resolve(catalogue, model, get_strategy(VERIFY)).max_new_tokens
+    return SETTINGS.model_copy(update={"max_new_tokens": limit})
 
 
 def prompt(

@@ -28,7 +28,13 @@ Answer: {{answer}}
 
 Give your reason in one or two sentences, then a last line with one word: RIGHT or WRONG."""
 YES, NO = "yes", "no"  # verdicts as answers
-_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither|hardly)|n['\u2019]t)[ \t*_\"'`]*\Z")  # "NOT RIGHT"
+_PART = re.compile(r"[\n:;,]|[.!?](?=\s)")  # ends the part of a sentence that the verdict is in
+# What takes a verdict back, or asks for one: "NOT RIGHT", "partly RIGHT", "RIGHT or WRONG", "is it RIGHT?".
+_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither|hardly)|n['\u2019]t)[\s*_\"'`]*\Z")
+_HEDGED = re.compile(
+    r"(?i)\b(?:not|nor|never|neither|hardly|cannot|or|if|whether|unless|partly|partially|half|mostly|almost|"
+    r"would|wrong|right)\b|n['\u2019]t\b"
+)
 _VERDICT = re.compile(r"(?:\b(RIGHT|WRONG)|(?:\A|\n|:)\W*((?i:right|wrong)))\W*\Z")
 
 
@@ -42,11 +48,20 @@ def quoted(text: str) -> str:
 
 
 def read_verdict(text: str) -> bool | None:
-    """The verdict at the end of a text; None where there is none, as in one that was cut off or denies it."""
+    """The verdict at the end of a text; None where there is none, or it is taken back."""
     found = _VERDICT.search(text)
-    if found is None or _DENIED.search(text[: found.start()]):
+    if found is None:
         return None
-    return (found[1] or found[2]).upper() == "RIGHT"
+    word = 1 if found[1] else 2
+    before, after = text[: found.start(word)], text[found.end(word) :]
+    if _DENIED.search(before) or _HEDGED.search(_PART.split(before)[-1]) or "?" in after:
+        return None
+    return found[word].upper() == "RIGHT"
+
+
+def verdict_of(text: str, ended: str) -> bool | None:
+    """The verdict of a call; None also where it did not come to its end, such as one that was cut off."""
+    return read_verdict(text) if ended == "stop" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +91,7 @@ class Verify(Strategy):
         return [{"role": "user", "content": rubric_prompt(query.text, query.answer)}]
 
     def read(self, completion: Completion, query: Query) -> Reading:
-        verdict = read_verdict(completion.text)
+        verdict = verdict_of(completion.text, completion.finish_reason)
         if verdict is None:
             return Reading(None, f"no verdict in the text (finish reason {completion.finish_reason})")
         return Reading(YES if verdict else NO)

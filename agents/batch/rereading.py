@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from viaticum.agents.batch.profile_journal import Samples, kept_line
+from viaticum.agents.batch.profile_journal import Samples, kept_line, profile_lock
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.files import read_jsonl, whole_lines, write_jsonl
 from viaticum.outcomes import checked_pair, parse_outcome, read_outcomes, read_verdicts, write_outcomes
 from viaticum.questions import Question
+from viaticum.routers.query.outcome_matrix import canonical_answer
 from viaticum.stop_strings import AnswerStream
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
+from viaticum.strategies.verify import YES
 from viaticum.thinking import AUTO, ThinkingFormat, ThinkingSplitter
 from viaticum.types import Completion, FinishReason, Outcome, Pair, Usage
 
@@ -74,43 +77,54 @@ def reread(
         out: the table of before.
         catalogue: says how the models mark thoughts in texts of before; others are split by well-known tags.
         completions: the texts file of before.
-        with_text: whether the table holds the questions' texts, where it does now.
+        with_text: whether the table holds the questions' texts, where it does now; of verdicts too.
         progress: called with rows done and rows in all.
 
     Raises:
-        InputError: there is no table or journal, or no texts file for a table.
+        InputError: there is no table or journal, no texts file for a table, or another run writes the table.
         DataError: a row has no text, no question or another question; a question has no right answer.
     """
-    out, journal = Path(out), Path(f"{out}.journal")
-    unfinished = not out.is_file() and journal.is_file()
-    verdicts: list[Outcome] = []
-    if unfinished:
-        rows, kept = _read_journal(journal)
-    elif completions is None:
-        raise InputError("reading again needs the texts of the profile; add: --completions TEXTS.jsonl")
-    else:
-        rows, kept = read_outcomes(out), _read_texts(completions)
-        verdicts = read_verdicts(out)
+    out = Path(out)
+    unfinished = not out.is_file() and Path(f"{out}.journal").is_file()
     known = {question.id: question for question in questions}
-    changed = []
-    for number, row in enumerate(rows, 1):
-        changed.append(_reread_row(row, kept, known, catalogue, out))
-        if progress is not None:
-            progress(number, len(rows))
-    if not with_text:
-        changed = [replace(row, question="") for row in changed]
-    changes = [Change(before, after) for before, after in zip(rows, changed, strict=True)]
-    standing = _standing(verdicts, changes)
-    write_outcomes(out, [*changed, *standing], {each.id: each.columns for each in questions if each.columns})
-    if completions is not None:
-        write_jsonl(completions, (kept_line(row, kept[_key(row)]) for row in changed))
-    return Rereading(tuple(changed), tuple(each for each in changes if _differs(each)), unfinished)
+    with nullcontext() if unfinished else profile_lock(out):  # the run that goes on has it
+        rows, verdicts, kept = _read(out, completions, unfinished=unfinished)
+        changed = []
+        for number, row in enumerate(rows, 1):
+            changed.append(_reread_row(row, kept, known, catalogue, out))
+            if progress is not None:
+                progress(number, len(rows))
+        changes = [Change(before, after) for before, after in zip(rows, changed, strict=True)]
+        table = [*changed, *_standing(verdicts, changes)]
+        table = table if with_text else [replace(row, question="") for row in table]
+        write_outcomes(out, table, {each.id: each.columns for each in questions if each.columns})
+        if completions is not None:
+            write_jsonl(completions, (kept_line(row, kept[_key(row)]) for row in changed))
+    found = tuple(each for each in changes if _differs(each))
+    return Rereading(tuple(table[: len(changed)]), found, unfinished)
 
 
-def _standing(verdicts: Iterable[Outcome], changes: Sequence[Change]) -> list[Outcome]:
-    """The verdicts on answers that are as they were."""
-    gone = {(each.after.pair, each.after.question_id) for each in changes if _differs(each)}
-    return [row for row in verdicts if (checked_pair(row), row.question_id) not in gone]
+def _read(
+    out: Path, completions: str | Path | None, *, unfinished: bool
+) -> tuple[list[Outcome], list[Outcome], dict[Key, Samples]]:
+    """The answers and verdicts of before, and what the models wrote."""
+    if unfinished:
+        rows, kept = _read_journal(Path(f"{out}.journal"))
+        return rows, [], kept
+    if completions is None:
+        raise InputError("reading again needs the texts of the profile; add: --completions TEXTS.jsonl")
+    return read_outcomes(out), read_verdicts(out), _read_texts(completions)
+
+
+def _standing(verdicts: Iterable[Outcome], changes: Sequence[Change]) -> Iterator[Outcome]:
+    """The verdicts on answers that are as they were, right or wrong by the right answers of now."""
+    of = {(each.after.pair, each.after.question_id): each for each in changes}
+    for row in verdicts:
+        change = of.get((checked_pair(row) or row.pair, row.question_id))
+        if change is None:
+            yield row
+        elif canonical_answer(change.before.answer) == canonical_answer(change.after.answer):
+            yield replace(row, correct=(row.answer == YES) == change.after.correct)
 
 
 def _differs(change: Change) -> bool:

@@ -20,7 +20,7 @@ from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
-from viaticum.strategies.verify import NO, YES, read_verdict
+from viaticum.strategies.verify import NO, YES, verdict_of
 from viaticum.types import VERIFY, Completion, Pair, TokenCount
 
 BATCH_TAG = "provider_batch"  # of a hold: the provider's batch that its call is part of
@@ -101,7 +101,7 @@ def paid_calls(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) ->
 
 def _verdict(payload: Mapping[str, Any]) -> str | None:
     """What a check said: yes or no."""
-    verdict = read_verdict(payload.get("text", ""))
+    verdict = verdict_of(payload.get("text", ""), payload.get("finish_reason", "aborted"))
     return None if verdict is None else YES if verdict else NO
 
 

@@ -35,7 +35,7 @@ from viaticum.checks import shown
 from viaticum.errors import BudgetError, DataError, InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
-from viaticum.models.settings import prompt, resolve
+from viaticum.models.settings import judge_settings, prompt, resolve
 from viaticum.money import NANOUSD_PER_USD, Price, budget_nanousd, format_usd
 from viaticum.questions import Question
 from viaticum.residency import Only, checked_only
@@ -276,9 +276,10 @@ class Tuning:
         """Of one verdict. By pairs that is none for half of the answers, and two calls for the others."""
         longest = max(self.questions, key=lambda each: len(each.query.text))
         answer, by_pairs = "0" * JUDGED_CHARACTERS, self.grading == "pairwise"
-        row = judge_row(judge, 0, longest, answer)
+        settings = judge_settings(tools.catalogue, judge)
+        row = judge_row(judge, 0, longest, answer, settings)
         if by_pairs:
-            row = comparison_row(judge, 0, longest, answer, answer)
+            row = comparison_row(judge, 0, longest, answer, answer, settings)
         given = len(COMPARISON) + 2 * JUDGED_CHARACTERS if by_pairs else len(PROMPT) + JUDGED_CHARACTERS
         characters = np.array([given + len(each.query.text) for each in self.questions])
         price = _price_of(tools, judge)

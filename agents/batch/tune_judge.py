@@ -10,6 +10,7 @@ agreement of pairs (`agents.batch.tune_agreement`), and which answers are graded
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,19 @@ from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import RowTools
 from viaticum.budgets.records import digest
 from viaticum.files import private_folder
+from viaticum.generation import GenerationSettings
 from viaticum.jobs import JobRow, read_rows
+from viaticum.models.settings import judge_settings
 from viaticum.questions import Question
 from viaticum.routers.query import Plan
-from viaticum.strategies.verify import SETTINGS, read_verdict, rubric_prompt
+from viaticum.strategies.verify import read_verdict, rubric_prompt
 from viaticum.types import Pair
 
 Grading = Literal["rubric", "pairwise", "agreement"]
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 CHECKED = 40  # answers with a known verdict that the judge grades too
+MUTE = 20  # calls of a judge that gave no verdict, and none did, after which it is not worth asking for more
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Judged:
 
     grader: who graded, in words. models: that graded, or whose answers did. outcomes: how many it decided.
     checked, agreeing: answers with a known verdict that it graded too, and on how many it agreed. questions:
-    ids of those without a known answer. ungraded: answers without a verdict, which give no outcome.
+    ids of those without a known answer. ungraded: answers without a verdict, which give no outcome. mute: why
+    no call of the judge gave one, where buying ended for that.
     """
 
     grader: str
@@ -50,6 +55,7 @@ class Judged:
     agreeing: int
     questions: frozenset[str]
     ungraded: int = 0
+    mute: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,11 @@ class Grader(ABC):
         """Nano-dollars of the verdict."""
         return 0
 
+    @property
+    def mute(self) -> str:
+        """Why no call gave a verdict, after `MUTE` calls; "" where some did."""
+        return ""
+
     def close(self) -> None:
         """Close what is open."""
         return
@@ -92,15 +103,17 @@ class JudgeCalls:
     """The calls of a judge: rows of the same batch and budget, in a journal of their own.
 
     Args:
+        model: the judge.
         rows: resources and budget of the run.
         folder: of the judge's calls; made where it is missing.
         cells: how many calls there can be.
     """
 
-    def __init__(self, rows: RowTools, folder: Path, cells: int) -> None:
+    def __init__(self, model: str, rows: RowTools, folder: Path, cells: int) -> None:
         private_folder(folder)
-        self.rows = rows
+        self.rows, self.settings = rows, judge_settings(rows.resources.catalogue, model)
         self.texts: dict[str, str] = {}  # by the row's id; calls that were cut off are made again
+        self.failed: dict[str, str] = {}  # why a call has no text
         self.costs: dict[str, int] = {}
         self.journal = RowJournal(folder, cells)
         for row in read_rows(folder):
@@ -115,12 +128,25 @@ class JudgeCalls:
             progress("grading", done, len(new))
         self.journal.sync()
 
+    def mute(self, read: Callable[[str], object]) -> str:
+        """As of a grader. read: the verdict in a text, or None."""
+        if len(self.texts) + len(self.failed) < MUTE or any(
+            read(each) is not None for each in self.texts.values()
+        ):
+            return ""
+        reasons = Counter(self.failed.values()).most_common(1)
+        return reasons[0][0] if reasons else f"it says {next(iter(self.texts.values()))[:60]!r}"
+
     def close(self) -> None:
         self.journal.close()
 
     def _add(self, row: JobRow) -> bool:
-        if not row.pair or not row.calls or row.calls[-1].finish_reason == "length":
+        if row.state == "skipped":
             return False
+        if not row.pair or not row.calls or row.calls[-1].finish_reason == "length":
+            self.failed[row.id] = row.reason if not row.calls else "its text was cut at the token limit"
+            return False
+        self.failed.pop(row.id, None)
         self.texts[row.id], self.costs[row.id] = row.text or row.answer or "", row.cost_nanousd
         return True
 
@@ -130,7 +156,7 @@ class RubricJudge(Grader):
 
     def __init__(self, model: str, rows: RowTools, folder: Path, cells: int) -> None:
         self.name, self.models = f"judge {model}", (model,)
-        self.calls = JudgeCalls(rows, folder, cells)
+        self.calls = JudgeCalls(model, rows, folder, cells)
         self._model = model
         self._ids: dict[int, str | None] = {}
 
@@ -139,7 +165,8 @@ class RubricJudge(Grader):
         for number, each in answers.items():
             self._ids[number] = None if each.answer is None else verdict_id(each.question, each.answer)
             if each.answer is not None:
-                wanted.append(judge_row(self._model, number, each.question, each.answer))
+                row = judge_row(self._model, number, each.question, each.answer, self.calls.settings)
+                wanted.append(row)
         self.calls.ask(reversed(wanted), progress)  # of equal answers the first one
 
     def verdict(self, number: int) -> bool | None:
@@ -158,19 +185,27 @@ class RubricJudge(Grader):
                 firsts.setdefault(each.question.id, number)
         return list(firsts.values())[:CHECKED]
 
+    @property
+    def mute(self) -> str:
+        return self.calls.mute(read_verdict)
+
     def close(self) -> None:
         self.calls.close()
 
 
-def judge_row(model: str, number: int, question: Question, answer: str) -> PlannedRow:
+def judge_row(
+    model: str, number: int, question: Question, answer: str, settings: GenerationSettings
+) -> PlannedRow:
     """The row of one verdict. Its key in the ledger is of question and answer, whoever gave that."""
     prompt = rubric_prompt(question.query.text, answer)
-    return call_of_judge(model, number, verdict_id(question, answer), question, prompt)
+    return call_of_judge(model, number, verdict_id(question, answer), question, prompt, settings)
 
 
-def call_of_judge(model: str, number: int, name: str, question: Question, prompt: str) -> PlannedRow:
-    """The row of a call of the judge. name: by which it is paid for once."""
-    overrides = RequestOverrides(model, SETTINGS, ({"role": "user", "content": prompt},))
+def call_of_judge(
+    model: str, number: int, name: str, question: Question, prompt: str, settings: GenerationSettings
+) -> PlannedRow:
+    """The row of a call of the judge. name: by which it is paid for once. settings: see `judge_settings`."""
+    overrides = RequestOverrides(model, settings, ({"role": "user", "content": prompt},))
     row = BatchRow(number, name, question.query, overrides=overrides)
     return PlannedRow(row, Plan((Pair(model, "chat"),)), NO_FALLBACK)
 

@@ -27,6 +27,7 @@ from viaticum.agents.batch.tune_judge import (
     call_of_judge,
 )
 from viaticum.budgets.records import digest
+from viaticum.generation import GenerationSettings
 from viaticum.questions import Question
 from viaticum.strategies.answers import equivalent
 from viaticum.strategies.verify import UNTRUSTED, quoted
@@ -54,10 +55,12 @@ def read_choice(text: str) -> Choice | None:
     return choices[found[1].upper()] if found else None
 
 
-def comparison_row(model: str, number: int, question: Question, first: str, second: str) -> PlannedRow:
+def comparison_row(
+    model: str, number: int, question: Question, first: str, second: str, settings: GenerationSettings
+) -> PlannedRow:
     """The row of one comparison in one order. Its key in the ledger is of question, answers and order."""
     prompt = PROMPT.format(question=quoted(question.query.text), first=quoted(first), second=quoted(second))
-    return call_of_judge(model, number, _comparison_id(question, first, second), question, prompt)
+    return call_of_judge(model, number, _comparison_id(question, first, second), question, prompt, settings)
 
 
 @dataclass
@@ -102,7 +105,7 @@ class PairwiseJudge(Grader):
 
     def __init__(self, model: str, rows: RowTools, folder: Path, cells: int) -> None:
         self.name, self.models = f"judge {model}, by pairs,", (model,)
-        self.calls = JudgeCalls(rows, folder, 2 * cells)
+        self.calls = JudgeCalls(model, rows, folder, 2 * cells)
         self._model = model
         self._standings: dict[str, _Standing] = {}
         self._of_cell: dict[int, _Standing] = {}
@@ -151,6 +154,10 @@ class PairwiseJudge(Grader):
                 taken += numbers
         return taken
 
+    @property
+    def mute(self) -> str:
+        return self.calls.mute(read_choice)
+
     def close(self) -> None:
         self.calls.close()
 
@@ -164,7 +171,8 @@ class PairwiseJudge(Grader):
             best, challenger = (standing.answers[each] for each in standing.next)
             number = 2 * standing.number_of(standing.next[1])
             for offset, order in enumerate(((best, challenger), (challenger, best))):
-                rows.append(comparison_row(self._model, number + offset, standing.question, *order))
+                settings = self.calls.settings
+                rows.append(comparison_row(self._model, number + offset, standing.question, *order, settings))
         return rows
 
     def _update(self, standing: _Standing, asked: set[str]) -> None:

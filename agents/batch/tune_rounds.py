@@ -181,6 +181,11 @@ class _Purchase:
             self._judged(),
         )
 
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether to buy nothing more: the run is to end, or its judge gives no verdict."""
+        return self.tuning.stop.is_set() or bool(self.grader is not None and self.grader.mute)
+
     def _next_cells(self) -> list[int]:
         """The next round for learning; none where the money or the questions are used up."""
         limit = self.tuning.limit / NANOUSD_PER_USD
@@ -188,7 +193,7 @@ class _Purchase:
         aside = len(self.tuning.questions) - self.tuning.learning
         share = max(LEARNING_SHARE * limit, limit - 1.5 * aside * float(prices.sum()))
         left = share - self.known.spent
-        if left <= 0 or self.tuning.stop.is_set() or self._is_late(LEARNING_TIME):
+        if left <= 0 or self._is_stopped or self._is_late(LEARNING_TIME):
             return []
         cells = [
             cell.question * self.pairs + cell.pair
@@ -221,7 +226,7 @@ class _Purchase:
 
     def _again(self) -> list[int]:
         """Cells whose calls failed; of a pair that never gave an outcome a few, to see whether it is back."""
-        if self.tuning.stop.is_set() or self.late:
+        if self._is_stopped or self.late:
             return []
         silent = self._silent_pairs()
         probes = Counter(number % self.pairs for number, tries in self.attempts.items() if tries > 1)
@@ -239,7 +244,7 @@ class _Purchase:
 
     def _held_out_cells(self, dropped: set[int]) -> list[int]:
         """Remaining pairs on the held-out questions, question by question, as far as the money goes."""
-        if self.tuning.stop.is_set():
+        if self._is_stopped:
             return []
         columns = sorted(self._asked_pairs() - dropped - self._silent_pairs())
         rows = range(self.tuning.learning, len(self.tuning.questions))
@@ -321,6 +326,7 @@ class _Purchase:
             sum(bool(right) == verdict for right, verdict in known),
             frozenset(each.id for each in self.tuning.questions if each.gold is None),
             sum(each not in self.found for each in self.answered),
+            self.grader.mute,
         )
 
     def _question(self, number: int) -> Question:

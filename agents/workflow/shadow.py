@@ -43,7 +43,7 @@ from viaticum.agents.workflow.state import (
 from viaticum.agents.workflow.threads import watched_context
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
-from viaticum.errors import BudgetExceeded, ModelError, UnknownName, ViaticumError
+from viaticum.errors import BudgetExceeded, InputError, ModelError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS
 from viaticum.money import format_usd
 from viaticum.questions import digest_of
@@ -54,8 +54,8 @@ from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.shadow_samples import GivenAnswer, ShadowSample, append_sample
 from viaticum.strategies import equivalent
 from viaticum.strategies.answers import is_right
-from viaticum.strategies.verify import SETTINGS, read_verdict, rubric_prompt
-from viaticum.types import Answer, Pair, Query, split_model
+from viaticum.strategies.verify import AnsweredQuery, verdict_of
+from viaticum.types import VERIFY, Answer, Pair, Query, split_model
 
 THREADS = 4
 IDLE_SECONDS = 0.05  # between looks at whether no answer is in progress
@@ -98,6 +98,7 @@ class ShadowSampler:
 
     Raises:
         UnknownName: there is no such model or judge.
+        InputError: the judge is the model that is asked again.
         BudgetError: the budget of the shadow calls exists with another limit.
     """
 
@@ -112,6 +113,12 @@ class ShadowSampler:
     ) -> None:
         for name in filter(None, (sampling.model, sampling.judge)):
             _check_model(resources.catalogue, split_model(name)[0])
+        model = split_model(sampling.model)[0]
+        if sampling.judge is not None and resources.catalogue.is_same_model(sampling.judge, model):
+            raise InputError(
+                f"{sampling.judge} would judge its own answers, which models favour (arXiv 2404.13076); name "
+                "another judge of shadow calls, or none"
+            )
         self.resources, self.sampling, self.path = resources, sampling, path
         self._is_idle = is_idle
         is_local = resources.catalogue[split_model(sampling.model)[0]].kind in ("local", "pair")
@@ -355,13 +362,18 @@ class ShadowSampler:
                 replace(each, correct=is_right(each.answer, sampled.golds, kind)) for each in (live, shadow)
             )
             by = "gold"
-        elif not equal and self.sampling.judge is not None:
+        elif not equal and self._may_judge(live):
             try:
                 live, shadow = (self._judged(sampled, each, run) for each in (live, shadow))
                 by = "judge"
             except ViaticumError as error:
                 _log.warning("the judge of shadow calls gave no verdict: %s", error)
         self._record(replace(sampled, live=live), shadow, equal, by)
+
+    def _may_judge(self, live: GivenAnswer) -> bool:
+        """Whether there is a judge, of another model than the live answer; the other one is not its own."""
+        judge, wrote = self.sampling.judge, split_model(live.pair)[0]
+        return judge is not None and not self.resources.catalogue.is_same_model(judge, wrote)
 
     def _judged(self, sampled: Sampled, given: GivenAnswer, run: ShadowRun) -> GivenAnswer:
         """The answer with the judge's verdict; no answer is wrong."""
@@ -371,14 +383,14 @@ class ShadowSampler:
         self._check_allowed(sampled, self.sampling.judge)
         run.check()
         resources = restricted(self.resources, sampled.residency)
-        judge = Pair(self.sampling.judge, "chat")
-        prompt = Query(rubric_prompt(sampled.query.text, given.answer))
-        call = ModelCall.of(resources.model(judge.model), resources.catalogue, judge, prompt, SETTINGS)
+        judge, query = Pair(self.sampling.judge, VERIFY), AnsweredQuery.of(sampled.query, given.answer)
+        call = ModelCall.of(resources.model(judge.model), resources.catalogue, judge, query, NO_SETTINGS)
         key = f"{self._run_of(sampled)}/judge-{digest(given.answer)[:16]}"
         calls = Calls(resources.catalogue, resources.ledger, resources.model, labels=resources.labels)
         for event in calls.stream(self.scope, key, judge.model, call.messages, call.generation):
             if isinstance(event, SettledCall):
-                return replace(given, correct=read_verdict(event.completion.text))
+                done = event.completion
+                return replace(given, correct=verdict_of(done.text, done.finish_reason))
         raise AssertionError("a stream ends with its settled call")
 
     def _run_of(self, sampled: Sampled) -> str:

@@ -307,6 +307,30 @@ def test_a_judge_decides_between_different_answers_alone(tmp_path: Path) -> None
     assert (numbers.won, numbers.lost, dict(numbers.by)) == (0, 1, {"agreement": 1, "judge": 1})
 
 
+def test_no_judge_decides_about_answers_of_its_own_model(tmp_path: Path) -> None:
+    """The model that is asked again is refused; where the live answer is the judge's, nobody decides."""
+    with pytest.raises(InputError, match="expensive would judge its own answers"):
+        opened(tmp_path / "refused", ShadowSampling("expensive+cot", 1.0, "1", judge="expensive"))
+    given = models()
+    with opened(tmp_path, ShadowSampling("expensive", 1.0, "1", judge="cheap"), models=given) as viaticum:
+        viaticum.solve(question(4), kind="number")
+        assert viaticum.wait_for_shadows(120)
+    (sample,) = read_samples(tmp_path / SHADOWS)
+    assert (sample.equal, sample.by, sample.live.correct) == (False, "", None)
+    assert len(given["cheap"].calls) == 1
+
+
+def test_a_verdict_that_was_cut_off_decides_nothing(tmp_path: Path) -> None:
+    given = models() | {"judge": ScriptedModel("word " * 600 + "RIGHT", name="judge")}
+    with opened(tmp_path, ShadowSampling("expensive", 1.0, "1", judge="judge"), models=given) as viaticum:
+        viaticum.solve(question(4), kind="number")
+        assert viaticum.wait_for_shadows(120)
+    (sample,) = read_samples(tmp_path / SHADOWS)
+    assert sample.shadow is not None
+    assert (sample.live.correct, sample.shadow.correct) == (None, None)
+    assert dict(read_shadow_numbers(tmp_path / SHADOWS)[0].by) == {"nobody": 1}
+
+
 def test_settings_that_name_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="nobody"):
         opened(tmp_path / "a", ShadowSampling("nobody", 1.0, "1"))

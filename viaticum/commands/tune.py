@@ -205,6 +205,13 @@ def _print_forecast(forecast: Forecast) -> None:
         f"{'' if any(each.benchmarks for each in screen.models) else ', of which no entry has any'}"
         f"{'' if hopeless else '; it leaves none out'}"
     )
+    if forecast.judge is not None and forecast.judge.pair.model in {
+        each.pair.model for each in forecast.pairs
+    }:
+        typer.echo(
+            f"{forecast.judge.pair.model} will grade its own answers too, which models favour (arXiv "
+            "2404.13076); better name another judge, or leave it out: --model"
+        )
     if forecast.voters:
         typer.echo(f"right is what most of these agree on: {', '.join(map(str, forecast.voters))}")
     p50, p90 = (min(each, forecast.budget_nanousd) for each in (forecast.cost_p50, forecast.cost_p90))

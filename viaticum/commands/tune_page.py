@@ -86,6 +86,8 @@ def judge_sentence(judged: Judged, pairs: Sequence[Pair]) -> str:
     own = {each.model for each in pairs}.intersection(judged.models)
     owned = f", answers of {' and '.join(sorted(own))}, which it rests on, among them" if own else ""
     left = f"; {judged.ungraded} answers have no verdict" if judged.ungraded else ""
+    if judged.mute:
+        left += f", and buying ended, as no call of it gave one: {judged.mute}"
     return f"{judged.grader} graded {judged.outcomes} outcomes{owned}; {agrees}{left}"
 
 

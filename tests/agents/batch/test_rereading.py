@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from viaticum.agents.batch.profile_journal import profile_lock
 from viaticum.agents.batch.rereading import reread
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
@@ -80,6 +81,23 @@ def test_verdicts_stay_on_answers_that_stay(table: Path) -> None:
     assert len(read.outcomes) == 4
     assert [row.strategy for row in read_verdicts(table)] == ["verify:m+cot"]
     assert read_verdicts(table)[0].question_id == "q1", "of q2 another answer is read now"
+
+
+def test_verdicts_are_right_or_wrong_by_the_right_answers_of_now(table: Path) -> None:
+    """What was told of an answer stands; questions that are left out are left out of verdicts too."""
+    texts = table.with_name("texts.jsonl")
+    reread(QUESTIONS, table, catalogue=Catalogue.load(), completions=texts)
+    now = read_outcomes(table)
+    said = [replace(row, model="judge", strategy=f"verify:{row.pair}", answer="yes") for row in now]
+    write_outcomes(table, [*now, *said])
+    questions = [replace(each, gold="8") for each in QUESTIONS]
+    read = reread(questions, table, catalogue=Catalogue.load(), completions=texts, with_text=False)
+    assert any(each.newly_wrong for each in read.changes)
+    kept = read_verdicts(table)
+    assert [row.correct for row in kept] == [row.correct for row in read.outcomes] == [False] * len(now)
+    assert {row.question for row in (*read_outcomes(table), *kept, *read.outcomes)} == {""}
+    with profile_lock(table), pytest.raises(InputError, match="another run of profile writes"):
+        reread(questions, table, catalogue=Catalogue.load(), completions=texts)
 
 
 def test_right_answers_are_those_of_now(table: Path) -> None:

@@ -15,11 +15,14 @@ from tune_models import model, questions, right, says, tuning
 from viaticum.agents.batch.tune_agreement import agreed_answer
 from viaticum.agents.batch.tune_pairwise import read_choice
 from viaticum.agents.batch.tune_report import conclude, table_path
+from viaticum.catalogue import Catalogue
 from viaticum.commands.tune_page import judge_sentence, mark_sentence, write_tuning_page
 from viaticum.errors import InputError
 from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
+from viaticum.models.settings import judge_settings
 from viaticum.outcomes import outcome_rows
+from viaticum.strategies.verify import read_verdict, verdict_of
 from viaticum.types import Message
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,6 +109,78 @@ def test_the_choice_is_the_last_word_on_its_own() -> None:
     assert read_choice("It has it all.\nAnswer B") == "B"
     assert read_choice("I cannot choose A or B") is None
     assert read_choice("B is right, and A") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RIGHT or WRONG",  # the end of the prompt once more
+        "WRONG or RIGHT",
+        "RIGHT/WRONG",
+        "neither WRONG nor RIGHT",
+        "I cannot say whether it is RIGHT",
+        "It cannot be RIGHT",
+        "It isn't really RIGHT",
+        "PARTLY RIGHT",
+        "Not entirely RIGHT.",
+        "It would be WRONG to call it RIGHT",
+        "Is it RIGHT?",
+        "not\nRIGHT",
+        "",
+    ],
+)
+def test_a_verdict_that_is_taken_back_or_asked_for_is_none(text: str) -> None:
+    assert read_verdict(text) is None
+
+
+def test_a_verdict_counts_of_a_call_that_came_to_its_end() -> None:
+    """What is cut at the token limit can end in the word by chance; a refusal says nothing either."""
+    assert verdict_of("It is 5, not 4, so it is RIGHT", "stop") is True
+    for ended in ("length", "loop", "aborted", "error", "refused", "tool_calls"):
+        assert verdict_of("The task is to say whether it is\nRIGHT", ended) is None
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("I cannot help with that.", "it says 'I cannot help with that.'"),
+        ("word " * 700 + "\nRIGHT", "its text was cut at the token limit"),
+    ],
+)
+@pytest.mark.parametrize("grading", ["rubric", "pairwise"])
+def test_a_judge_that_gives_no_verdict_ends_the_buying(
+    tmp_path: Path, script: str, why: str, grading: str
+) -> None:
+    """Answers that nobody can grade are worth nothing; the reason is told, and nothing is paid twice."""
+    found = []
+    for _ in range(2):
+        given = {
+            "some": model("some", says("sums"), "1"),
+            "all": model("all", says(*WORDS), "10"),
+            "judge": model("judge", script, "1"),
+        }
+        job = tuning(tmp_path, questions(known=0), judge="judge", grading=grading, given=given)
+        found.append(bought(job))
+    first, again = found
+    assert first.judged is not None
+    assert first.judged.mute == why
+    assert f"buying ended, as no call of it gave one: {why}" in judge_sentence(first.judged, first.pairs)
+    held_out = {each.id for each in job.questions[job.learning :]}
+    assert not {row.question_id for row in first.outcomes} & held_out
+    assert given["judge"].calls == []
+    assert again.cost_nanousd == first.cost_nanousd
+
+
+def test_a_judge_that_thinks_has_room_for_its_verdict() -> None:
+    """A limit of the verdict alone would be used up by the thought."""
+    specs = {name: model(name, "RIGHT", "1").spec for name in ("plain", "deepseek-r1")}
+    specs["deepseek-r1"] = specs["deepseek-r1"].model_copy(update={"thinking": "think"})
+    listed = Catalogue(specs.values())
+    assert judge_settings(listed, "plain").max_new_tokens == 512
+    thinks = judge_settings(listed, "deepseek-r1")
+    assert thinks.max_new_tokens is not None
+    assert thinks.max_new_tokens > 2000
+    assert thinks.temperature == 0.0
 
 
 # --- without a judge ----------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ from viaticum.routers.query import Plan, PlanRow, QueryRouter
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.rtr import RTRRouter
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Message, Pair, Query, RoutingTable, TokenCount
+from viaticum.strategies.verify import AnsweredQuery
+from viaticum.types import Completion, Message, Pair, Query, RoutingTable, TokenCount, Usage
 
 NAMES = ("small", "judge", "big")
 SMALL, CHECK, BIG = Pair("small", "cot"), Pair("judge", "verify"), Pair("big", "cot")
@@ -275,6 +276,18 @@ def test_verify_answers_no_question(tmp_path: Path) -> None:
     assert not strategy.graded
     with pytest.raises(InputError, match="answers no question"):
         strategy.messages(Query("What is 2 + 3?"))
+
+
+def test_a_verdict_that_did_not_come_to_its_end_is_none() -> None:
+    """Cut at the token limit, a text can end in the word by chance."""
+    query, strategy = AnsweredQuery.of(Query("What is 2 + 3?"), "5"), get_strategy("verify")
+    ended = {
+        end: strategy.read(Completion(RIGHT, Usage(), end), query) for end in ("stop", "length", "refused")
+    }
+    assert ended["stop"].value == "yes"
+    assert ended["length"].value is None
+    assert ended["length"].reason == "no verdict in the text (finish reason length)"
+    assert ended["refused"].value is None
 
 
 @pytest.mark.usefixtures("one_thread")
