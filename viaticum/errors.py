@@ -20,6 +20,7 @@
     │   ├── RateLimited             a provider takes no more calls for now; retries did not help
     │   ├── ProviderUnavailable     a provider cannot be reached, or failed; retries did not help
     │   │   └── ProviderTimeout     no answer in time, which may be charged for: no further try
+    │   ├── ProviderWait            a provider's limit lasts longer than this call may wait for it here
     │   ├── DeadlineExceeded        max_seconds are over, or nothing can be expected to end in time
     │   ├── QuotaExhausted          the account at a provider has no credit left
     │   ├── AuthenticationFailed    a provider rejects the key, or there is none
@@ -232,6 +233,19 @@ class ProviderUnavailable(ModelError):
 
 class ProviderTimeout(ProviderUnavailable):
     """A model did not answer a call in time. What it read and wrote is charged; there is no further try."""
+
+
+class ProviderWait(ModelError):
+    """The limit of a provider lasts longer than a call may wait for it. Its caller waits, without a hold.
+
+    Attributes:
+        seconds: to wait.
+        is_refusal: the provider was asked, and refused; the error is the cause.
+    """
+
+    def __init__(self, message: str, seconds: float, *, is_refusal: bool) -> None:
+        self.seconds, self.is_refusal = seconds, is_refusal
+        super().__init__(message)
 
 
 class DeadlineExceeded(ModelError):

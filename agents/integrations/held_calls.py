@@ -12,6 +12,7 @@ from typing import Any
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain_core.messages import AIMessage
 
+from viaticum.agents.integrations.call_attempts import Attempts
 from viaticum.agents.integrations.call_bounds import model_name
 from viaticum.agents.integrations.reported_usage import is_cached, reported_count
 from viaticum.agents.workflow.call_streams import is_caller_cancelled
@@ -33,16 +34,24 @@ class HeldCall:
 
 
 def settle_call(
-    ledger: Ledger, budget: str, held: HeldCall, response: ModelResponse[Any], *, is_late: bool
+    ledger: Ledger,
+    budget: str,
+    held: HeldCall,
+    response: ModelResponse[Any],
+    attempts: Attempts,
+    *,
+    is_late: bool,
 ) -> ModelResponse[Any]:
-    """Settle the usage that a response reports; without a report, the held worst case.
+    """Settle the usage that a response reports; without a report, the most that its request may cost.
 
     Args:
         budget: the name of the budget that pays.
+        attempts: that were made of the call; those before the last one are settled by themselves.
         is_late: the time of the run is over.
     """
+    attempts.end()
     answer = next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)
-    cost = _settle(ledger, held, answer)
+    cost = _settle(ledger, held, answer, attempts)
     if answer is not None:
         answer.response_metadata["viaticum"] = {
             "budget": budget,
@@ -56,28 +65,34 @@ def settle_call(
     return response
 
 
-def _settle(ledger: Ledger, held: HeldCall, answer: AIMessage | None) -> int:
-    """Settle or void a hold; returns the nano-dollars that were posted."""
-    if answer is not None and is_cached(answer):
-        ledger.void(held.key)
+def _settle(ledger: Ledger, held: HeldCall, answer: AIMessage | None, attempts: Attempts) -> int:
+    """Settle or void a hold; returns the nano-dollars that were posted.
+
+    Of several attempts the response may report the sum, so that each is settled by what its provider reports.
+    """
+    is_paid_before = attempts.are_several and attempts.is_free
+    if is_paid_before or (answer is not None and is_cached(answer)):
+        ledger.void(attempts.key)
         return 0
     count = None if answer is None else reported_count(answer)
-    usage = None if count is None else {model_name(held.request.model): count}
-    return ledger.settle(held.key, usage).nanousd
+    if count is None or (attempts.are_several and attempts.reported is not None):
+        return ledger.settle(attempts.key, attempts.usage()).nanousd
+    return ledger.settle(attempts.key, {model_name(held.request.model): count}).nanousd
 
 
-def end_call(ledger: Ledger, held: HeldCall, error: BaseException, *, is_lost: bool = False) -> None:
-    """Void the hold of a failed call; settle the worst case of one that was cancelled, timed out or lost.
+def end_call(ledger: Ledger, attempts: Attempts, error: BaseException) -> None:
+    """End the holds of a failed call: void what is free, settle what was answered, cancelled, or lost.
 
-    is_lost: it was seen to be sent, and no answer came. Without a hold yet, nothing is done.
+    An answer that its client could not use was paid for. Without a hold yet, nothing is done.
     """
     with suppress(LedgerError, HoldError):
-        if (
-            is_lost
-            or is_caller_cancelled(error)
+        if attempts.is_charged:
+            ledger.settle(attempts.key, attempts.usage())
+        elif (
+            is_caller_cancelled(error)
             or isinstance(error, TimeoutError | DeadlineExceeded)
             or "Timeout" in type(error).__name__
         ):
-            ledger.settle(held.key, None)
+            ledger.settle(attempts.key, None)
         else:
-            ledger.void(held.key)
+            ledger.void(attempts.key)

@@ -14,7 +14,6 @@ import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, get_args
 
@@ -87,8 +86,8 @@ class BudgetState(AgentState[Any]):
 class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     """A budget that an agent's model calls cannot exceed.
 
-    Put it last in the list of middleware, next to the model: everything inside it counts as one call, but for
-    attempts that the model's client makes again by itself (`viaticum.agents.integrations.call_attempts`).
+    Put it last in the list of middleware, next to the model: everything inside it counts as one call, whose
+    requests are held and charged one by one (`viaticum.agents.integrations.call_attempts`).
 
     Args:
         budget: dollars; None for a budget that exists in the ledger.
@@ -256,7 +255,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             except BaseException as error:
                 held = self._instead(request, held, attempts, error)
             else:
-                return self._settle(replace(held, key=attempts.key), response)
+                return self._settle(held, response, attempts)
         return held
 
     async def awrap_model_call(
@@ -271,7 +270,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             except BaseException as error:
                 held = self._instead(request, held, attempts, error)
             else:
-                return self._settle(replace(held, key=attempts.key), response)
+                return self._settle(held, response, attempts)
         return held
 
     def _until(self, held: HeldCall) -> Deadline | None:
@@ -290,19 +289,19 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         is_late = isinstance(error, DeadlineExceeded) and self.on_cap != "stop"
         if not is_late:
             self._last.free(held.request.state)
-        end_call(self.ledger, replace(held, key=attempts.key), error, is_lost=attempts.is_lost)
+        end_call(self.ledger, attempts, error)
         if not isinstance(error, DeadlineExceeded) or not is_late:
             raise error
         return self._stopped(request, error) if held.is_last else self._at_cap(request, error)
 
     def _attempts(self, held: HeldCall) -> Attempts:
-        def reserve(key: str) -> None:
+        def reserve(key: str, most: TokenCount | None) -> None:
             hold = self.ledger.hold(held.key)
             assert hold is not None
             (worst,) = hold.usage.values()
-            self._reserve_call(key, held.request.model, worst)
+            self._reserve_call(key, held.request.model, most or worst)
 
-        return Attempts(self.ledger, held.key, reserve)
+        return Attempts(self.ledger, held.key, reserve, self.bounds.count)
 
     def _without_attempt(
         self, request: ModelRequest[Any], held: HeldCall, error: BudgetExceeded | BudgetClosed
@@ -473,7 +472,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             held = self._reserve_last(request)
         return held or self._stopped(request, error)
 
-    def _settle(self, held: HeldCall, response: ModelResponse[Any]) -> ModelResponse[Any]:
+    def _settle(self, held: HeldCall, response: ModelResponse[Any], attempts: Attempts) -> ModelResponse[Any]:
         deadline = self.deadline(held.request.state)
         is_late = deadline is not None and deadline.left <= 0
-        return settle_call(self.ledger, self.budget_name, held, response, is_late=is_late)
+        return settle_call(self.ledger, self.budget_name, held, response, attempts, is_late=is_late)

@@ -1,8 +1,8 @@
 """One line of a batch is answered as a live request would be: same checks, routes, budget and response.
 
 Its calls have ledger keys that follow from the batch and the line, so that a line that is asked again, after
-a failure or a kill, pays once. It waits for a background slot, which live requests have first. Leaves out the
-files, and which line is next (`batch_run`).
+a failure or a kill, pays once. It waits for a background slot, which live requests have first, and without
+slot and hold for the limit of its provider. Leaves out the files, and which line is next (`batch_run`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from viaticum.agents.server.service import Service
 from viaticum.agents.workflow.calls import posted_nanousd
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.budgets.tagging import tagged
-from viaticum.errors import BudgetExceeded
+from viaticum.errors import BudgetExceeded, ProviderWait
 
 TRIES = 6  # of a line whose provider is busy or away, and that cost nothing yet
+REFUSALS = 3 * TRIES  # by its provider that a line waits after, between which its calls do not try again
 LONGEST_WAIT = 60.0  # seconds between two of them
+RECALL_SECONDS = 5.0  # after which the rights of a line's key are looked up again while it waits
 LONGEST_BUDGET_WAIT = 10.0  # seconds until a line that did not fit beside running calls is asked again
 BUSY = (429, 502, 503)
 SHUTTING_DOWN = "shutting_down"
@@ -102,7 +104,7 @@ class LineAnswers:
         REQUEST_ID.set(request_id)
         caller = await recall()
         at_work = self._at_work.setdefault(caller.scope, LinesAtWork())
-        tries = waits = 0
+        tries = waits = refusals = 0
         while True:
             refusal: BudgetExceeded | None = None
             try:
@@ -111,6 +113,13 @@ class LineAnswers:
                 return LineAnswer(200, request_id, body)
             except Interrupted:
                 raise
+            except ProviderWait as error:
+                refusals += error.is_refusal
+                if refusals < REFUSALS:
+                    await self._wait(recall, halt, error.seconds)
+                    continue
+                found = api_error(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+                return LineAnswer(found.status, request_id, found.body)
             except Exception as error:
                 found = api_error(error)
                 refusal = error if isinstance(error, BudgetExceeded) else None
@@ -125,8 +134,15 @@ class LineAnswers:
             tries += 1
             if found.status not in BUSY or tries == TRIES or await self._has_cost(endpoint, key):
                 return LineAnswer(found.status, request_id, found.body)
-            wait = min(LONGEST_WAIT, max(found.retry_after or 0, 2.0 ** (tries - 1)))
-            await unless(halt, asyncio.sleep(wait))
+            await self._wait(recall, halt, max(found.retry_after or 0, 2.0 ** (tries - 1)))
+
+    async def _wait(self, recall: Recall, halt: asyncio.Event, seconds: float) -> None:
+        """Wait for a provider while the line's key may still have it asked. Raises `Interrupted`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(LONGEST_WAIT, seconds)
+        while (left := until - loop.time()) > 0:
+            await unless(halt, asyncio.sleep(min(left, RECALL_SECONDS)))
+            await recall()
 
     async def _may_fit(self, caller: Caller, refusal: BudgetExceeded) -> bool:
         ledger = self.service.client.ledger
@@ -159,7 +175,7 @@ class LineAnswers:
                 label, body = await self._complete(api, recall, key, line, halt, at_work)
             status = 200
             return body
-        except Interrupted:
+        except (Interrupted, ProviderWait):
             status = 0
             raise
         except Exception as error:

@@ -43,11 +43,13 @@ from viaticum.agents.workflow.calls import holds_of, posted_nanousd
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.budgets.records import HELD_STATES, digest
 from viaticum.budgets.tagging import tagged
-from viaticum.errors import UnknownName, ViaticumError
+from viaticum.errors import ProviderWait, UnknownName, ViaticumError
+from viaticum.models.remote.rate_limits import waiting_at_most
 from viaticum.residency import Residency
 from viaticum.routers.query import parse_policy
 from viaticum.types import ThinkingDelta, Usage, split_model
 
+LINE_WAIT = 1.0  # seconds that a line of a batch waits for its provider with its slot and its hold
 Result = TypeVar("Result")
 
 
@@ -208,7 +210,7 @@ class Service:
 
     def _execute(self, run: Run) -> None:
         try:
-            with self._request_limit(run), tagged(**run.caller.tags):
+            with self._request_limit(run), tagged(**run.caller.tags), _waits(run):
                 for item in self._items(run):
                     run.channel.put(item)
             run.channel.end()
@@ -247,7 +249,7 @@ class Service:
                     thinking += event.text if isinstance(event, ThinkingDelta) else ""
                     yield event
         except ViaticumError as error:
-            if not index:
+            if not index or isinstance(error, ProviderWait):
                 raise
             posts = [each for each in self.client.ledger.entries(key=choice.key) if each.kind == "post"]
             used = sum((Usage(each.usage) for each in posts), Usage())
@@ -294,6 +296,11 @@ class Service:
         """Nano-dollars left in the scope and all budgets above it; None where none of them limits dollars."""
         left = [budget.left_nanousd for budget in self.client.ledger.lineage(scope)]
         return min((each for each in left if each is not None), default=None)
+
+
+def _waits(run: Run) -> AbstractContextManager[None]:
+    """A line of a batch waits for its provider without its slot and its hold, but for moments."""
+    return waiting_at_most(LINE_WAIT) if run.is_batch_line else nullcontext()
 
 
 def _session_of(run: Run) -> str | None:

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from viaticum.catalogue import ModelSpec
-from viaticum.errors import InputError, MissingExtra, PromptTooLong
+from viaticum.errors import InputError, MissingExtra, PromptTooLong, ProviderWait
 from viaticum.messages import images_in
 from viaticum.models.api_keys import require_key
 from viaticum.models.base import Generation, Model, StreamPiece
@@ -29,7 +29,7 @@ from viaticum.models.remote.connection import HEARTBEAT_SECONDS, RemoteCall
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
 from viaticum.models.remote.prices import cost_mismatch
 from viaticum.models.remote.prompt_tokens import TOKENIZERS, PromptRatio, named_counter, ratio_file
-from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
+from viaticum.models.remote.rate_limits import ProviderRateLimiter, check_wait, headers_of
 from viaticum.models.remote.request import RequestBuilder, load_litellm
 from viaticum.models.remote.response import PartialResponse, reported_cost
 from viaticum.stop_strings import AnswerStream
@@ -229,21 +229,26 @@ class RemoteStream(Iterator[StreamPiece]):
             try:
                 with self.model._rate_limiter.acquire(waits.append):
                     if waits and tries == 1:  # a retry has waited already
+                        check_wait(spec.name, waits[0])
                         yield from self._wait(waits[0])
                     response = yield from self._call(request)
                 self._response.check_ended(response, spec.name)
                 yield from self._response.finish()
                 break
+            except ProviderWait:
+                raise
             except Exception as error:
                 retries = RETRIES if spec.max_retries is None else spec.max_retries
                 wait = wait_before_retry(error, tries)
                 if (requested := retry_after(error)) is not None:
                     self.model._rate_limiter.block(requested)
                 has_begun = self._response.has_output
+                translated = translate_error(error, spec, request.get("api_key"), has_begun=has_begun)
                 if has_begun or wait is None or tries > retries:
-                    raise translate_error(error, spec, request.get("api_key"), has_begun=has_begun) from error
+                    raise translated from error
+                self.is_sent = False
+                check_wait(spec.name, wait, translated)
             _log.info("%s: try %d failed; next try in %.1f s", spec.name, tries, wait)
-            self.is_sent = False
             yield from self._wait(wait)
         yield self._completion(response, time.perf_counter() - started)
 

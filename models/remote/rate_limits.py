@@ -8,17 +8,42 @@ sets.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+from viaticum.errors import ProviderWait
 from viaticum.models.remote.errors import MAX_WAIT
 
 PREFIX = "llm_provider-"  # LiteLLM puts it before the names of a provider's headers
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+
+_longest: ContextVar[float] = ContextVar("viaticum_longest_wait", default=math.inf)
+
+
+@contextmanager
+def waiting_at_most(seconds: float) -> Iterator[None]:
+    """Let calls of this context wait so long for a provider, each time; a longer wait is `ProviderWait`."""
+    token = _longest.set(seconds)
+    try:
+        yield
+    finally:
+        _longest.reset(token)
+
+
+def check_wait(model: str, seconds: float, refusal: Exception | None = None) -> None:
+    """Raise `ProviderWait` where a call may not wait so long.
+
+    refusal: of the provider; None where it was not asked yet.
+    """
+    if seconds > _longest.get():
+        message = f"the provider of {model} takes no more calls for {seconds:.0f} seconds"
+        raise ProviderWait(message, seconds, is_refusal=refusal is not None) from refusal
 
 
 class ProviderRateLimiter:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import openai
@@ -16,14 +18,14 @@ import pytest
 from forms_server import FormsServer
 from interrupts import interrupted
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, ModelRequest
+from langchain.agents.middleware import AgentMiddleware
 from langchain_openai import ChatOpenAI
 
 import viaticum
 from viaticum.agents.instrumentation.requests import ModelCall
 from viaticum.agents.instrumentation.scope import BudgetScope
 from viaticum.agents.integrations.call_attempts import Attempts, install
-from viaticum.agents.integrations.held_calls import HeldCall, end_call
+from viaticum.agents.integrations.held_calls import end_call
 from viaticum.agents.integrations.middleware import BudgetMiddleware, OnCap
 from viaticum.budgets import Ledger
 from viaticum.errors import BudgetExceeded, DeadlineExceeded, LedgerError
@@ -67,11 +69,12 @@ def middleware(ledger: Ledger, limit: str = "1", on_cap: OnCap = "stop") -> Budg
 
 
 def states(ledger: Ledger) -> list[tuple[str, bool]]:
-    """The state of each hold, and whether all of it was charged."""
+    """The state of each hold, and whether as many new tokens as it allowed were charged."""
     found = []
     for hold in ledger.holds():
         posts = [entry for entry in ledger.entries(key=hold.key) if entry.kind == "post"]
-        found.append((hold.state, [post.nanousd for post in posts] == [hold.held_nanousd]))
+        assert all(post.nanousd <= hold.held_nanousd for post in posts)
+        found.append((hold.state, [post.usage["small"].output_tokens for post in posts] == [LIMIT]))
     return found
 
 
@@ -148,6 +151,123 @@ def test_an_attempt_that_cannot_be_paid_is_not_sent(
         assert "budget" in agent.invoke(ASK)["messages"][-1].text
     assert len(server.calls) == 1
     assert states(ledger) == [LOST]
+    assert ledger.budget("b").held_nanousd == 0
+
+
+class AskingTwice(AgentMiddleware[Any, Any, Any]):
+    """Makes requests of its own beside the model's call: a guard before it, or the call again.
+
+    before: body of a request that it sends first. tries: how often it asks the model. at_once: together.
+    """
+
+    def __init__(
+        self,
+        server: FormsServer,
+        before: dict[str, Any] | None = None,
+        tries: int = 1,
+        *,
+        at_once: bool = False,
+    ) -> None:
+        super().__init__()
+        self.server, self.before, self.tries, self.at_once = server, before, tries, at_once
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        if self.before is not None:
+            self.server.openai(max_retries=0).chat.completions.create(**self.before)
+        if self.at_once:
+            context = [contextvars.copy_context() for _ in range(self.tries)]
+            with ThreadPoolExecutor(self.tries) as pool:
+                return list(pool.map(lambda each: each.run(handler, request), context))[-1]
+        return [handler(request) for _ in range(self.tries)][-1]
+
+
+def asked(server: FormsServer, ledger: Ledger, asking: AskingTwice, limit: str = "1") -> Any:
+    model = ChatOpenAI(model="small", base_url=f"{server.url}/v1", api_key="k", max_retries=0)  # type: ignore[arg-type]
+    agent = create_agent(model, middleware=[middleware(ledger, limit), asking])
+    return agent.invoke({"messages": [{"role": "user", "content": "2+2? " * 200}]})
+
+
+def posts(ledger: Ledger) -> list[TokenCount]:
+    return [entry.usage["small"] for entry in ledger.entries() if entry.kind == "post"]
+
+
+REPORTED = TokenCount(12, 5, 4)
+GUARD: dict[str, Any] = {
+    "model": "small",
+    "max_tokens": 4,
+    "messages": [{"role": "user", "content": "Is that allowed?"}],
+}
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_each_answer_inside_a_held_call_is_charged_as_reported(
+    server: FormsServer, ledger: Ledger, at_once: bool
+) -> None:
+    """A middleware that asks again, since it could not use an answer, pays for that one too."""
+    asked(server, ledger, AskingTwice(server, tries=3, at_once=at_once))
+    assert len(server.calls) == 3
+    assert posts(ledger) == [REPORTED] * 3
+    assert ledger.budget("b").held_nanousd == 0
+
+
+def test_answers_without_usage_are_charged_at_the_most_of_their_own_requests(
+    server: FormsServer, ledger: Ledger
+) -> None:
+    """A small request before a large one is not charged as much as that one may cost."""
+    server.written = 0  # tokens that it reports of a text: no report
+    asked(server, ledger, AskingTwice(server, GUARD))
+    assert len(server.calls) == 2
+    guard, call = posts(ledger)
+    assert guard.output_tokens == 4
+    assert 16 < guard.input_tokens < 400
+    assert call.output_tokens == LIMIT
+    assert call.input_tokens > 1000
+    assert states(ledger) == [("posted", False), LOST]
+
+
+def test_a_request_inside_a_held_call_is_held_at_what_it_may_cost_itself(
+    server: FormsServer, ledger: Ledger
+) -> None:
+    """One that is larger than the held call is held as large."""
+    larger = {
+        "model": "small",
+        "max_tokens": 4 * LIMIT,
+        "messages": [{"role": "user", "content": "2+2? " * 900}],
+    }
+    asking = AskingTwice(server, tries=2)
+    asking.wrap_model_call = lambda request, handler: [  # type: ignore[method-assign]
+        handler(request),
+        server.openai(max_retries=0).chat.completions.create(**larger),  # type: ignore[call-overload]
+    ][0]
+    server.written = 0
+    asked(server, ledger, asking)
+    first, second = posts(ledger)
+    assert first.output_tokens == LIMIT
+    assert second.output_tokens == 4 * LIMIT
+    assert second.input_tokens > 4500
+    assert all(entry.overrun == 0 for entry in ledger.entries())
+
+
+def test_an_answer_that_its_client_cannot_use_is_paid(server: FormsServer, ledger: Ledger) -> None:
+    class Failing(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            handler(request)
+            raise ValueError("not the form that was asked for")
+
+    model = ChatOpenAI(model="small", base_url=f"{server.url}/v1", api_key="k")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="form"):
+        create_agent(model, middleware=[middleware(ledger), Failing()]).invoke(ASK)
+    assert posts(ledger) == [REPORTED]
+    assert ledger.budget("b").held_nanousd == 0
+
+
+def test_a_second_request_that_does_not_fit_is_not_sent_after_an_answer(
+    server: FormsServer, ledger: Ledger
+) -> None:
+    with pytest.raises(BudgetExceeded, match="left"):
+        asked(server, ledger, AskingTwice(server, tries=400), "0.004")
+    assert len(server.calls) > 2
+    assert posts(ledger) == [REPORTED] * len(server.calls)
     assert ledger.budget("b").held_nanousd == 0
 
 
@@ -231,7 +351,7 @@ def test_an_interrupt_after_an_attempt_that_does_not_fit_ends_the_agent(
 
 
 def test_an_interrupt_at_any_step_of_a_further_attempt_leaves_no_hold() -> None:
-    call = ModelCall("openai", "127.0.0.1", "small", {}, LIMIT, False)
+    call = ModelCall("chat", "127.0.0.1", "small", {}, LIMIT, False)
     for at in itertools.count(1):
         with Ledger("memory:") as ledger:
             ledger.create("b", limit_nanousd=10**9)
@@ -242,14 +362,14 @@ def test_an_interrupt_at_any_step_of_a_further_attempt_leaves_no_hold() -> None:
                 prices={"small": Price.per_million("1", "2")},
             )
             reserve(key="first", dispatch=True)
-            attempts = Attempts(ledger, "first", lambda key, reserve=reserve: reserve(key=key))  # type: ignore[misc]
-            attempts.is_lost = True
+            attempts = Attempts(ledger, "first", lambda key, _, reserve=reserve: reserve(key=key), len)  # type: ignore[misc]
+            attempts.reserve(call).settle(None)
             with interrupted(at) as interrupt:
                 try:
                     attempts.reserve(call)
                 except KeyboardInterrupt as error:
-                    held = HeldCall(attempts.key, cast("ModelRequest[Any]", None))
-                    end_call(ledger, held, error, is_lost=attempts.is_lost)
+                    attempts.end()
+                    end_call(ledger, attempts, error)
             if not interrupt.where:
                 assert [hold.state for hold in ledger.holds()] == ["posted", "dispatched"]
                 break
@@ -262,18 +382,18 @@ def test_an_interrupt_at_any_step_of_a_further_attempt_leaves_no_hold() -> None:
 def test_a_further_attempt_whose_hold_fails_is_not_sent_unheld(ledger: Ledger) -> None:
     """A client that tries once more after an error of the ledger is asked for a hold again."""
     ledger.create("b", limit_nanousd=10**9)
-    call, asked = ModelCall("openai", "127.0.0.1", "small", {}, LIMIT, False), list[str]()
+    call, asked = ModelCall("chat", "127.0.0.1", "small", {}, LIMIT, False), list[str]()
     usage, prices = {"small": TokenCount(10, LIMIT)}, {"small": Price.per_million("1", "2")}
     ledger.reserve("b", "first", usage, prices, dispatch=True)
 
-    def reserve(key: str) -> None:
+    def reserve(key: str, _: TokenCount | None) -> None:
         asked.append(key)
         if len(asked) == 1:
             raise LedgerError("the disk is full")
         ledger.reserve("b", key, usage, prices)
 
-    attempts = Attempts(ledger, "first", reserve)
-    attempts.is_lost = True
+    attempts = Attempts(ledger, "first", reserve, len)
+    attempts.reserve(call).settle(None)
     with pytest.raises(LedgerError):
         attempts.reserve(call)
     attempts.reserve(call)
@@ -284,7 +404,7 @@ def test_a_further_attempt_whose_hold_fails_is_not_sent_unheld(ledger: Ledger) -
 def test_a_call_without_a_limit_that_the_budget_around_refuses_is_not_sent(
     server: FormsServer, ledger: Ledger
 ) -> None:
-    attempts = Attempts(ledger, "k", lambda key: None)
+    attempts = Attempts(ledger, "k", lambda key, most: None, len)
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k")
     with (
         viaticum.budget("0.000001", prices=PRICES, unheld="allow"),

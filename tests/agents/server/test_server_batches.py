@@ -641,6 +641,67 @@ def test_lines_that_wait_lose_the_rights_that_their_key_loses(
         wait_until(lambda: server.service.limiter.running == 0)
 
 
+@pytest.mark.parametrize("tries", [0, 2], ids=["one try", "three tries"])
+@pytest.mark.parametrize("model", ["far", "far+direct"])
+def test_a_line_waits_for_its_provider_without_slot_and_hold(
+    tmp_path: Path, far: OpenAIServer, model: str, tries: int
+) -> None:
+    """Meanwhile others have the slot and the money, and then it is answered and paid for once."""
+    catalogue = Catalogue.load(write_catalogue(tmp_path)).with_models(spec_for(far, max_retries=tries))
+    with serving(tmp_path, catalogue=catalogue, budget="10", concurrency=1) as server:
+        far.script = [(429, {"retry-after": "4"}, "slow down")]
+        with sdk(server) as client:
+            batch = create(client, jsonl(*(line(f"{n}", model) for n in range(3))))
+            wait_until(lambda: bool(far.requests))
+            assert server.ask("fast", max_tokens=5).status_code == 200
+            batch = ended(client, batch)
+            answers = rows(client, batch.output_file_id)
+        assert {each["response"]["status_code"] for each in answers.values()} == {200}
+        assert len(answers) == 3
+        assert len(far.requests) == 4
+        holds = [hold.state for hold in server.client.ledger.holds() if "far" in hold.usage]
+        assert holds.count("posted") == 3
+        assert set(holds) == {"posted", "void"}
+        server.assert_settled()
+
+
+def test_a_line_that_waits_for_its_provider_is_not_sent_once_its_key_is_revoked(
+    tmp_path: Path, far: OpenAIServer
+) -> None:
+    """Its key has one line, so that no other one looks the key up."""
+    catalogue = Catalogue.load(write_catalogue(tmp_path)).with_models(spec_for(far))
+    with serving(tmp_path, catalogue=catalogue, budget="10", concurrency=1) as server:
+        far.script = [(429, {"retry-after": "60"}, "slow down")]
+        token, _ = server.keys.create("alice")
+        with sdk(server, token) as client:
+            batch = create(client, jsonl(line("a", "far")))
+        wait_until(lambda: len(far.requests) == 1 and server.service.limiter.running == 0)
+        server.keys.revoke("alice")
+        files = server.service.files
+        assert files is not None
+        wait_until(lambda: not files.unfinished())
+        found = files.batch(batch.id, "key alice@serve")
+        assert found is not None
+        assert found["errors"] is not None
+        assert found["errors"]["data"][0]["code"] == "invalid_api_key"
+        assert len(far.requests) == 1
+        assert [hold.state for hold in server.client.ledger.holds()] == ["void"]
+
+
+def test_a_line_whose_provider_refuses_for_good_has_its_error(
+    tmp_path: Path, far: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("viaticum.agents.server.batch_lines.REFUSALS", 2)
+    catalogue = Catalogue.load(write_catalogue(tmp_path)).with_models(spec_for(far))
+    with serving(tmp_path, catalogue=catalogue, budget="10", concurrency=1) as server, sdk(server) as client:
+        far.script = [(429, {"retry-after": "2"}, "slow down")] * 8
+        batch = ended(client, create(client, jsonl(line("a", "far"))))
+        (answer,) = rows(client, batch.error_file_id).values()
+        assert answer["response"]["status_code"] == 429
+        assert len(far.requests) == 2
+        server.assert_settled()
+
+
 def test_lines_keep_the_rate_and_the_models_of_their_key(tmp_path: Path) -> None:
     with serving(tmp_path, concurrency=4) as server:
         token, _ = server.keys.create("alice", per_minute=120, models=["fast"])
