@@ -168,9 +168,10 @@ def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphSh
     logits = buffers.logits[:last]
     logits.copy_(out.logits.flatten(0, 1).index_select(0, wanted))
     buffers.hidden[:last] = states[0].flatten(0, 1).index_select(0, wanted)
-    buffers.tokens[:last] = argmax_token(shape.vocabulary.candidates(logits))
+    shared = shape.vocabulary.cut(logits)
+    buffers.tokens[:last] = argmax_token(shape.vocabulary.candidates(shared))
     buffers.finite[:last] = torch.isfinite(logits.sum(-1))  # a sum is finite only if every term is
-    buffers.entropy[:last] = entropy(shape.vocabulary.cut(logits))
+    buffers.entropy[:last] = entropy(shared)
 
 
 class GraphRunner(TorchRunner):

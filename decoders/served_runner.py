@@ -345,17 +345,21 @@ class ServedRunner(Runner):
         shared = self._call_vocabulary
         finite, entropies = [], []
         for row, position in enumerate(positions):
-            both = list(zip(position.ids, position.logprobs, strict=True))
-            known = [(i, value) for i, value in both if i < shared.rows]
-            finite.append(bool(known) and all(value == value for _, value in known))
+            both = [
+                (shared.written(i), value) for i, value in zip(position.ids, position.logprobs, strict=True)
+            ]
+            # Ascending, so that of two ends of a text the likelier one stays.
+            known = dict(sorted((pair for pair in both if pair[0] < shared.rows), key=lambda pair: pair[1]))
+            finite.append(bool(known) and all(value == value for value in known.values()))
             if finite[-1]:
-                ids, values = [i for i, _ in known], [value for _, value in known]
+                ids, values = list(known), list(known.values())
                 logits[row, ids] = torch.tensor(values)
-                if position.token in shared:
+                token = shared.written(position.token)
+                if token in shared:
                     # Its choice among equals, or among what rounding made equal, is the model's.
                     highest = shared.candidates(logits[row : row + 1]).max()
-                    if int(shared.candidates(logits[row : row + 1]).argmax()) != position.token:
-                        logits[row, position.token] = torch.nextafter(highest, torch.tensor(math.inf))
+                    if int(shared.candidates(logits[row : row + 1]).argmax()) != token:
+                        logits[row, token] = torch.nextafter(highest, torch.tensor(math.inf))
                 others = [value for i, value in both if i >= shared.rows]
                 rest = 0.0 if len(both) >= self.vocabulary else None
                 entropies.append(entropy_of(renormalised(values, others, rest), shared.rows))

@@ -6,12 +6,15 @@ drafts, and sampled; with one prompt for both models, or one for each.
 
 from __future__ import annotations
 
+import copy
 import random
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from padded_pair import (
+    CLOSE,
     HOLE,
     LARGE_ROWS,
     SMALL_ROWS,
@@ -21,6 +24,7 @@ from padded_pair import (
     padded_model,
 )
 from runner_backends import Backend, backend_params
+from transformers import PreTrainedModel
 
 from viaticum.decoders import MixedDecoder, Request, Sampling, graphs
 from viaticum.decoders.vocabulary import SharedVocabulary
@@ -47,11 +51,13 @@ def plain() -> PlainPair:
 class Pair:
     """Both models in one back end; decoders of any mode share them."""
 
-    def __init__(self, backend: Backend, folder: Path, slots: int = 4) -> None:
+    def __init__(
+        self, backend: Backend, folder: Path, slots: int = 4, large: PreTrainedModel | None = None
+    ) -> None:
         for name in ("small", "large"):
             (folder / name).mkdir()
         self.small = backend.make(padded_model(101, SMALL_ROWS), folder / "small", slots, 200)
-        self.large = backend.make(padded_model(1, LARGE_ROWS), folder / "large", slots, 200)
+        self.large = backend.make(large or padded_model(1, LARGE_ROWS), folder / "large", slots, 200)
 
     def decoder(
         self, router: TokenRouter | None, draft: int | None = 0, *, both: bool = True
@@ -133,6 +139,40 @@ def test_sampled_texts_of_any_mode_have_tokens_of_the_tokenizer_only(
         for result in pair.decoder(router, draft).generate_all(requests):
             assert result.error is None
             assert set(result.trace.tokens) <= IDS
+    pair.close()
+
+
+@pytest.mark.parametrize("draft", [0, 3])
+def test_a_text_ends_by_a_token_that_only_the_large_model_has(
+    backend: Backend, draft: int, tmp_path: Path
+) -> None:
+    """As a chat model beside its base model: where it would end it alone, by the end that both have."""
+    ends, own_ends, rng = [TOKENS - 1], [SMALL_ROWS, SMALL_ROWS + 1], random.Random(0)
+    plain_large = padded_model(1, LARGE_ROWS)
+    with torch.no_grad():
+        plain_large.lm_head.weight[own_ends] *= 0.05
+    pair = Pair(backend, tmp_path, large=copy.deepcopy(plain_large))
+    decoder = MixedDecoder(
+        pair.large, pair.small, tokenizer=HoledLetters(), draft=draft, stop_ids=[*ends, *own_ends]
+    )
+    assert decoder.config.vocabulary.own_ends == (*own_ends,)
+    requests = [Request(a_text(rng), max_new_tokens=12) for _ in range(12 if backend.normalised else 30)]
+    lengths = set()
+    for request, result in zip(requests, decoder.generate_all(requests), strict=True):
+        tokens = list(request.prompt)
+        for token in result.trace.tokens:
+            with torch.inference_mode():
+                logits = plain_large(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+            best = sorted([*IDS, *own_ends], key=lambda each: -float(logits[each]))
+            if float(logits[best[0]] - logits[best[1]]) < CLOSE:
+                break
+            assert token == (ends[0] if best[0] in own_ends else best[0])
+            tokens.append(token)
+        else:
+            is_ended = result.trace.tokens[-1] in ends
+            assert result.finish_reason == ("stop" if is_ended else "length")
+            lengths.add(len(result.trace.tokens) if is_ended else 0)
+    assert len(lengths) > 2, "some end early, some late, some not"
     pair.close()
 
 

@@ -16,7 +16,10 @@ from viaticum.routers.token.base import argmax_token
 def test_rows_ids_and_stop_ids_make_the_vocabulary() -> None:
     assert SharedVocabulary.of(97) == SharedVocabulary(97, 97)
     found = SharedVocabulary.of(97, [*range(10), 12, 13, 96, 97, 200], stop_ids=[14, 98])
-    assert found == SharedVocabulary(97, 97, (10, 11, *range(15, 96)))
+    assert found == SharedVocabulary(97, 97, (10, 11, *range(15, 96)), own_ends=(98,), end=14)
+    assert SharedVocabulary.of(97, range(10), stop_ids=[98, -1]) == SharedVocabulary(97, 10), (
+        "no end for both"
+    )
     assert [token for token in range(-1, 120) if token in found] == [*range(10), 12, 13, 14, 96]
     assert SharedVocabulary.of(112, range(95)) == SharedVocabulary(112, 95), (
         "padding of the models themselves"
@@ -33,6 +36,16 @@ def test_nothing_is_copied_where_nothing_is_missing() -> None:
     for view, width in ((padded.cut(logits), 97), (padded.candidates(logits), 95)):
         assert view.shape == (3, width)
         assert view.data_ptr() == logits.data_ptr()
+
+
+def test_an_end_that_one_model_has_alone_counts_for_one_that_both_have() -> None:
+    vocabulary = SharedVocabulary.of(5, range(4), stop_ids=[3, 6, 200])
+    logits = torch.tensor([[0.0, 1, 2, 3, 9, 9, 4, 9], [0.0, 1, 2, 3, 9, 9, -4, 9]])
+    assert vocabulary.cut(logits).tolist() == [[0, 1, 2, 4, 9], [0, 1, 2, 3, 9]]
+    assert logits[0, 3] == 3, "the model's own logits stay"
+    assert vocabulary.cut(logits[:, :5]) is not None
+    assert [vocabulary.written(token) for token in (2, 3, 6, 7, 200)] == [2, 3, 3, 7, 3]
+    assert [token in vocabulary for token in (3, 4, 6)] == [True, False, False]
 
 
 def test_holes_are_never_the_most_likely_token() -> None:
