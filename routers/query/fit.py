@@ -55,6 +55,7 @@ from viaticum.routers.query.plan_search import plan_optimism, search_checks, sea
 from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, Plan, simulate
 from viaticum.routers.query.rtr import RTRRouter
 from viaticum.routers.query.shared_text import SharedText, find_shared
+from viaticum.routers.query.token_prices import fit_prices
 from viaticum.routers.query.token_quantiles import (
     TokenQuantiles,
     fit_token_quantiles,
@@ -313,7 +314,7 @@ def _fit_parameters(
     lower[len(matrix.pairs) :] = optimism
     filled = (filled[0] - lower, filled[1])
     mixture = mixture.lowered(lower, heads)
-    prices, prompt_price = _fit_prices(matrix)
+    prices, prompt_price = fit_prices(matrix)
     tokens = fit_token_quantiles(
         (out_of_fold.neighbour_tokens, out_of_fold.dual_tokens),
         log_characters(matrix.texts),
@@ -418,39 +419,3 @@ def _predicted(
 def _fill(values: Tensor, predicted: Tensor) -> Tensor:
     """Known outcomes, and in their holes what other questions' outcomes predict."""
     return torch.where(values.isnan(), predicted, values)
-
-
-def _fit_prices(matrix: OutcomeMatrix) -> tuple[Tensor, Tensor]:
-    """Dollars of a usual prompt and of an output token [P, 2], and of a character of the question [P].
-
-    By least squares. For a pair of models (token-level decoding) the price of a token is that of the mix that
-    their tokens had.
-    """
-    prices, per_character = np.zeros((len(matrix.pairs), 2)), np.zeros(len(matrix.pairs))
-    characters = np.array([len(text) for text in matrix.texts], dtype=np.float64)
-    usual = characters.mean()
-    for column in range(len(matrix.pairs)):
-        known = ~np.isnan(matrix.tokens[:, column]) & ~np.isnan(matrix.cost[:, column])
-        if not known.any():
-            continue
-        tokens, cost, extra = (
-            matrix.tokens[known, column],
-            matrix.cost[known, column],
-            characters[known] - usual,
-        )
-        slopes = _slopes(np.stack((tokens, extra), 1), cost)
-        if slopes[1] < 0:  # prompts were not counted, or hardly vary
-            slopes = np.append(_slopes(tokens[:, None], cost), 0.0)
-        per_token, per_character[column] = max(0.0, float(slopes[0])), max(0.0, float(slopes[1]))
-        prompt = cost.mean() - per_token * tokens.mean() - per_character[column] * extra.mean()
-        prices[column] = max(0.0, float(prompt)), per_token
-    return torch.from_numpy(prices).float(), torch.from_numpy(per_character).float()
-
-
-def _slopes(features: Array, values: Array) -> Array:
-    """Least-squares slopes of values [n] on features [n, F]; 0 for one that does not vary."""
-    centred = features - features.mean(0)
-    scale = centred.std(0)
-    scaled = centred / np.where(scale > 0, scale, 1.0)
-    found = np.linalg.lstsq(scaled, values - values.mean(), rcond=1e-9)[0]
-    return np.asarray(np.where(scale > 0, found / np.where(scale > 0, scale, 1.0), 0.0))
