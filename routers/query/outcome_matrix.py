@@ -211,9 +211,9 @@ class OutcomeMatrix:
                 answers[cell] = known.setdefault(answer, len(known))
         arrays = (correct, tokens, cost, truncated, answers, seconds)
         of_verdicts = [_cost(row, prices, needed=False) for row in verdicts]
-        laid_out = lay_out(verdicts, tuple(columns), rows, correct, of_verdicts) if verdicts else None
-        found = laid_out if laid_out is not None and laid_out.columns else None
-        return cls(tuple(columns), tuple(rows), tuple(texts), *arrays, verdicts=found)
+        found = lay_out(verdicts, tuple(columns), rows, correct, of_verdicts, live=live)
+        known_verdicts = found if found.columns else None
+        return cls(tuple(columns), tuple(rows), tuple(texts), *arrays, verdicts=known_verdicts)
 
     def check(self) -> None:
         """Raise `DataError` where there is too little to fit on."""

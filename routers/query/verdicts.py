@@ -67,6 +67,8 @@ def lay_out(
     rows: Mapping[tuple[str, str], int],
     correct: Array,
     costs: Sequence[float],
+    *,
+    live: bool = False,
 ) -> Verdicts:
     """The verdicts on answers of a matrix.
 
@@ -78,9 +80,10 @@ def lay_out(
         rows: its row of each data set and question id.
         correct: its outcomes [Q, P].
         costs: dollars of each verdict; NaN where they are not known.
+        live: of verdicts that contradict each other the last counts.
 
     Raises:
-        DataError: a verdict is on an answer that is another one in the table.
+        DataError: a verdict is on an answer that is another one in the table, or two contradict each other.
     """
     numbers = {pair: number for number, pair in enumerate(pairs)}
     cells: list[tuple[Outcome, float, int, tuple[int, str]]] = []
@@ -99,9 +102,15 @@ def lay_out(
     columns = tuple(sorted({column for *_, column in cells}))
     yes, dollars, seconds = (np.full((len(rows), len(columns)), np.nan) for _ in range(3))
     for row, cost, number, column in cells:
-        cell = number, columns.index(column)
-        yes[cell], dollars[cell] = row.answer == "yes", cost
-        seconds[cell] = np.nan if row.seconds is None else row.seconds
+        cell, is_yes = (number, columns.index(column)), row.answer == "yes"
+        if not live and yes[cell] == (not is_yes):
+            raise DataError(
+                f"{row.dataset} {row.question_id}: one verdict of {row.model} on {checked_pair(row)} says "
+                "yes, another does not; remove one of them"
+            )
+        yes[cell] = is_yes
+        dollars[cell] = dollars[cell] if np.isnan(cost) else cost
+        seconds[cell] = seconds[cell] if row.seconds is None else row.seconds
     return Verdicts(columns, yes, dollars, seconds)
 
 

@@ -6,6 +6,7 @@ Leaves out the formats (`viaticum.outcome_imports`) and learning from tables (`v
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -265,25 +266,30 @@ def _numbered(importer: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _write(out: Path, rows: Iterator[dict[str, Any]]) -> dict[str, int]:
-    """Write a table, further columns included; returns how many rows, questions and pairs it has."""
-    from viaticum.outcomes import COLUMNS, write_rows
+    """Write a table, further columns included; returns how many outcomes, questions and pairs it has.
+
+    Verdicts on answers are counted apart, where there are some.
+    """
+    from viaticum.outcomes import COLUMNS, VERDICT, write_rows
 
     first = list(_take(rows, 4096))
     if not first:
         raise DataError("no outcomes; nothing was written")
     others = list(dict.fromkeys(name for row in first for name in row if name not in COLUMNS))
-    questions, pairs, count = set(), set(), 0
+    questions, pairs, counts = set(), set(), Counter[str]()
 
     def counted() -> Iterator[dict[str, Any]]:
-        nonlocal count
         for row in chain(first, rows):
-            count += 1
+            is_verdict = row["strategy"].startswith(VERDICT)
+            counts["verdicts" if is_verdict else "outcomes"] += 1
             questions.add((row["dataset"], row["question_id"]))
-            pairs.add((row["model"], row["strategy"]))
+            if not is_verdict:
+                pairs.add((row["model"], row["strategy"]))
             yield {name: row.get(name) for name in (*COLUMNS, *others)}
 
     write_rows(out, counted(), others)
-    return {"outcomes": count, "questions": len(questions), "pairs": len(pairs)}
+    verdicts = {"verdicts": counts["verdicts"]} if counts["verdicts"] else {}
+    return {"outcomes": counts["outcomes"], "questions": len(questions), "pairs": len(pairs), **verdicts}
 
 
 def _take(rows: Iterator[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]:
@@ -293,7 +299,8 @@ def _take(rows: Iterator[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]
 
 def _words(out: Path, summary: dict[str, int]) -> str:
     pairs, questions = summary["pairs"], summary["questions"]
-    return f"{summary['outcomes']} outcomes of {pairs} pairs on {questions} questions in {out}"
+    verdicts = f", and {summary['verdicts']} verdicts," if "verdicts" in summary else ""
+    return f"{summary['outcomes']} outcomes of {pairs} pairs{verdicts} on {questions} questions in {out}"
 
 
 def _assignments(given: Sequence[str] | None, option: str) -> dict[str, str]:

@@ -211,6 +211,17 @@ def test_verdicts_are_kept_apart_on_disk(tmp_path: Path) -> None:
     found = json.loads(shown.stdout)
     assert (found["outcomes"], found["complete"]) == (160, 40)
     assert {row["pair"] for row in found["verdicts"]} == {f"judge+verify:{pair}" for pair in PAIRS}
+    both = ["outcomes", "merge", str(tmp_path / "table.csv"), "--out", str(tmp_path / "both.jsonl")]
+    merged = CliRunner().invoke(app, [*both, "--json"])
+    found = json.loads(merged.stdout)
+    assert {name: found[name] for name in ("outcomes", "verdicts", "pairs", "questions")} == {
+        "outcomes": 160,
+        "verdicts": 160,
+        "pairs": 4,
+        "questions": 40,
+    }
+    words = "160 outcomes of 4 pairs, and 160 verdicts, on 40 questions"
+    assert words in CliRunner().invoke(app, both).stdout.replace("\n", " ")
     assert "judge+verify:tiny+cot" in CliRunner().invoke(app, ["outcomes", "show", str(path)]).stdout
 
 
@@ -226,6 +237,13 @@ def test_verdicts_with_holes_and_on_other_answers() -> None:
     stale = [replace(said[0], correct=not said[0].correct), *said[1:]]
     with pytest.raises(DataError, match="another answer"):
         OutcomeMatrix.from_outcomes(rows, verdicts=stale)
+    other = replace(said[0], answer="no" if said[0].answer == "yes" else "yes")
+    wrong = [replace(other, correct=not said[0].correct), *said]
+    with pytest.raises(DataError, match=r"one verdict of judge on tiny\+direct says yes, another does not"):
+        OutcomeMatrix.from_outcomes(rows, verdicts=wrong)
+    twice = OutcomeMatrix.from_outcomes(rows, verdicts=[*said, replace(said[0], cost_nanousd=None)])
+    assert twice.verdicts is not None
+    assert not np.isnan(twice.verdicts.cost).any(), "one of two rows has the cost"
     prices = {pair.model: (1.0, 1.0) for pair in PAIRS}
     with pytest.raises(InputError, match="judge"):
         OutcomeMatrix.from_outcomes(rows, prices, verdicts=said)
