@@ -64,12 +64,9 @@ class LlamaModel:
         architecture = self.library.metadata(model, "general.architecture") or ""
         if found or self.library.metadata(model, f"{architecture}.rope.scaling.type") == "longrope":
             functions.llama_model_free(model)
-            reason = (
-                found[0].replace("_", " ") if found else "has a rotation that depends on the text's length"
-            )
-            raise WeightsError(
-                f"{self.path} {reason}: the engine llama cannot decode it; take the engine torch"
-            )
+            kind = found[0].replace("_", " ") if found else "has a rotation that depends on the text's length"
+            advice = "take another model, or serve this one" if found else "take the engine torch"
+            raise WeightsError(f"{self.path} {kind}: the engine llama cannot decode it; {advice}")
         return int(model)
 
     def _metadata(self, key: str) -> str | None:

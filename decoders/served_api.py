@@ -17,6 +17,10 @@ from typing import Any
 from viaticum.errors import ModelError
 
 Json = dict[str, Any]
+GIVEN_UP = (
+    "abort",
+    "error",
+)  # why a text ends that the server did not finish; what comes with it is left out
 TOKEN_ID = "token_id:"  # how vLLM writes a token where asked for ids
 CUMULATIVE_STREAM = 32  # tokens: a stream that repeats itself grows with the square of its length
 
@@ -101,7 +105,8 @@ class VllmAPI(ServedAPI):
         choices = event.get("choices") or []
         if not choices:  # the usage
             return [], None
-        return self._positions(choices[0]), choices[0].get("finish_reason")
+        finish = choices[0].get("finish_reason")
+        return [] if finish in GIVEN_UP else self._positions(choices[0]), finish
 
     def first_positions(self, answer: Any) -> list[Position]:
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
@@ -166,6 +171,9 @@ class SglangAPI(ServedAPI):
 
     def stream_positions(self, event: Json, seen: int) -> tuple[list[Position], str | None]:
         meta = event.get("meta_info") or {}
+        finish = _finish_type(meta)
+        if finish in GIVEN_UP:  # tells of tokens that it does not list
+            return [], finish
         positions, total = self._positions(meta), int(meta.get("completion_tokens", 0))
         if len(positions) == total > 1 and seen:
             # Without --incremental-streaming-output every event repeats what came before.
@@ -174,7 +182,7 @@ class SglangAPI(ServedAPI):
             raise ModelError(
                 f"the server gives log probabilities of {len(positions)} of {total - seen} tokens"
             )
-        return positions[len(positions) - (total - seen) :], _finish_type(meta)
+        return positions[len(positions) - (total - seen) :], finish
 
     def first_positions(self, answer: Any) -> list[Position]:
         found = [self._positions(each.get("meta_info") or {}) for each in answer]

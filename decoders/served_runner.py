@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from viaticum.decoders.runner import Runner, RunnerOutput
-from viaticum.decoders.served_api import Position, ServedAPI
+from viaticum.decoders.served_api import GIVEN_UP, Position, ServedAPI
 from viaticum.decoders.served_connection import Connection, Interrupted, Traffic
 from viaticum.errors import ModelError, ProviderTimeout, ProviderUnavailable, SequencesFailed
 
@@ -289,7 +289,7 @@ class ServedRunner(Runner):
                 new, finish = self.api.stream_positions(event, len(reading.positions) - known)
                 reading.positions += new
                 self.traffic.received += len(new)
-                if finish in ("abort", "error"):
+                if finish in GIVEN_UP:
                     raise Interrupted(
                         ProviderUnavailable(f"{self.connection.root} gave up its answer ({finish})")
                     )

@@ -336,6 +336,7 @@ def test_a_server_with_our_tokens_and_key_is_taken(large: TorchRunner, dialect: 
         ["break"],
         ["half a line"],
         ["error event"],
+        ["abort"],
         ["stall"],
         [(503, {}, "loading")],
         [(429, {"retry-after": "0.05"}, "slow down")],

@@ -34,7 +34,7 @@ class InferenceServer:
     """A server over `runner`, whose slots it uses in turn.
 
     script: behaviours of the next requests for tokens, then "ok": a status (with headers and a message),
-    "silent", "break" after two tokens, "half a line", "stall" after two tokens, "error event"; or
+    "silent", "break" after two tokens, "half a line", "stall" after two tokens, "error event", "abort"; or
     "mark" before the first event, which ends nothing.
     requests: bodies in the order they came. hung_up: set when a client left a stream.
     """
@@ -190,6 +190,9 @@ class InferenceServer:
                 if len(earlier) == 2 and behaviour != "ok":
                     if behaviour == "error event":
                         yield b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\n'
+                    elif behaviour == "abort":  # three tokens later, of which it lists the last
+                        line = json.dumps(event(0, [token], [*earlier, token, token], "abort"))
+                        yield f"data: {line}\n\n".encode()
                     elif behaviour == "half a line":
                         yield b'data: {"choices": [{"te'
                     elif behaviour == "stall":
