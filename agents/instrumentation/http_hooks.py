@@ -236,18 +236,24 @@ def _passing(httpx: ModuleType, watched: _Watched, inner: Any) -> Any:
 
     class Passing(httpx.SyncByteStream, httpx.AsyncByteStream):  # type: ignore[misc, name-defined]
         def __iter__(self) -> Iterator[bytes]:
-            for data in inner:
-                if passed := watched.take(data):
-                    yield passed
-            if rest := watched.finish():
-                yield rest
+            try:
+                for data in inner:
+                    if passed := watched.take(data):
+                        yield passed
+                if rest := watched.finish():
+                    yield rest
+            finally:  # it may be left without being closed
+                watched.leave()
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            async for data in inner:
-                if passed := watched.take(data):
-                    yield passed
-            if rest := watched.finish():
-                yield rest
+            try:
+                async for data in inner:
+                    if passed := watched.take(data):
+                        yield passed
+                if rest := watched.finish():
+                    yield rest
+            finally:
+                watched.leave()
 
         def close(self) -> None:
             watched.leave()

@@ -14,6 +14,7 @@ from viaticum.agents.instrumentation.requests import Api
 from viaticum.types import TokenCount
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _DETAILS = (
     "prompt_tokens_details",
     "input_tokens_details",
@@ -35,8 +36,8 @@ class UsageReader:
         self.api, self._hides = api, hides_usage
         self._numbers: dict[str, int] = {}
         self._has_output = False
-        self._waiting = b""
-        self.is_complete = False  # whether the last event of a stream has passed
+        self._waiting = self._held_back = b""
+        self.is_complete = False  # whether the last event of a stream has passed, or its report
         self.kept: dict[str, int] = {}  # what the provider keeps, by id: tokens that it counted
 
     def read(self, body: bytes) -> None:
@@ -47,19 +48,39 @@ class UsageReader:
                 self._take(each)
 
     def feed(self, data: bytes) -> bytes:
-        """Take a piece of a stream of events; return what may be passed on."""
+        """Take a piece of a stream of events; return what may be passed on.
+
+        Many callers leave OpenAI's streams at the end of the answer, right before the report: the end is held
+        back until the event after it has come.
+        """
         self._waiting += data
         passed = bytearray()
         while (end := _EVENT_END.search(self._waiting)) is not None:
             event, self._waiting = self._waiting[: end.end()], self._waiting[end.end() :]
-            if self._take_event(event):
+            is_end = self._ends_answer(event)
+            may_pass = self._take_event(event)
+            if may_pass and is_end:
+                passed += self._held_back
+                self._held_back = event
+            elif self._held_back and (b"data:" in event):
+                passed += self._held_back + (event if may_pass else b"")
+                self._held_back = b""
+            elif may_pass:
                 passed += event
         return bytes(passed)
+
+    def _ends_answer(self, event: bytes) -> bool:
+        return (
+            self.api in ("chat", "completions")
+            and b"finish_reason" in event
+            and _FINISHED.search(event) is not None
+        )
 
     def finish(self) -> bytes:
         """The end of a stream, which may lack the empty line of its last event."""
         event, self._waiting = self._waiting, b""
-        return event if not event or self._take_event(event) else b""
+        passed, self._held_back = self._held_back, b""
+        return passed + (event if not event or self._take_event(event) else b"")
 
     def count(self) -> TokenCount | None:
         """The tokens that the provider counted; None where it gave no usage, or an impossible one."""
@@ -91,7 +112,10 @@ class UsageReader:
         if not isinstance(value, Mapping):
             return True
         self._take(value)
-        return not (self._hides and value.get("usage") and not value.get("choices"))
+        is_report = bool(value.get("usage")) and not value.get("choices")
+        if self.api in ("chat", "completions"):
+            self.is_complete = self.is_complete or is_report
+        return not (self._hides and is_report)
 
     def _take(self, value: Mapping[str, Any]) -> None:
         for name in ("message", "response"):  # where events of Anthropic and of the Responses API have it
@@ -172,6 +196,9 @@ def _is_last(event: Any) -> bool:
     candidates = event.get("candidates") if isinstance(event, Mapping) else None
     if isinstance(candidates, list) and candidates:
         return all(isinstance(each, Mapping) and each.get("finishReason") for each in candidates)
+    delta = event.get("delta") if isinstance(event, Mapping) else None
+    if isinstance(delta, Mapping) and event.get("type") == "message_delta" and delta.get("stop_reason"):
+        return True
     return isinstance(event, Mapping) and event.get("type") in (
         "message_stop",
         "response.completed",

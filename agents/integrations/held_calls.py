@@ -68,14 +68,15 @@ def settle_call(
 def _settle(ledger: Ledger, held: HeldCall, answer: AIMessage | None, attempts: Attempts) -> int:
     """Settle or void a hold; returns the nano-dollars that were posted.
 
-    Of several attempts the response may report the sum, so that each is settled by what its provider reports.
+    What the provider reported of the last attempt counts, where it was seen. The response may have the sum of
+    several attempts, or of the pieces of a stream.
     """
     is_paid_before = attempts.are_several and attempts.is_free
     if is_paid_before or (answer is not None and is_cached(answer)):
         ledger.void(attempts.key)
         return 0
     count = None if answer is None else reported_count(answer)
-    if count is None or (attempts.are_several and attempts.reported is not None):
+    if count is None or attempts.reported is not None:
         return ledger.settle(attempts.key, attempts.usage()).nanousd
     return ledger.settle(attempts.key, {model_name(held.request.model): count}).nanousd
 

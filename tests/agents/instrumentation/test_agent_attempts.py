@@ -271,6 +271,32 @@ def test_a_second_request_that_does_not_fit_is_not_sent_after_an_answer(
     assert ledger.budget("b").held_nanousd == 0
 
 
+class Summed(ChatOpenAI):
+    """Counts the tokens of each piece of a stream again, as some integrations do."""
+
+    def _generate(self, *args: Any, **settings: Any) -> Any:
+        result = super()._generate(*args, **settings)
+        usage = result.generations[0].message.usage_metadata
+        usage["input_tokens"], usage["output_tokens"] = 3 * usage["input_tokens"], 3 * usage["output_tokens"]
+        return result
+
+
+def test_what_the_provider_reports_counts_and_not_what_an_integration_makes_of_it(
+    server: FormsServer, ledger: Ledger
+) -> None:
+    model = Summed(model="small", base_url=f"{server.url}/v1", api_key="k")  # type: ignore[arg-type]
+    create_agent(model, middleware=[middleware(ledger)]).invoke(ASK)
+    assert posts(ledger) == [REPORTED]
+
+
+def test_a_stream_whose_report_an_integration_does_not_pass_on_costs_what_is_reported(
+    server: FormsServer, ledger: Ledger
+) -> None:
+    agent = agent_of(server, middleware(ledger), stream_usage=False, streaming=True)
+    assert agent.invoke(ASK)["messages"][-1].usage_metadata is None
+    assert posts(ledger) == [REPORTED]
+
+
 class Spending(AgentMiddleware[Any, Any, Any]):
     """Makes the model's calls in a budget of its own."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from forms_server import FormsServer
@@ -17,10 +20,12 @@ from langchain_openai import ChatOpenAI
 
 import viaticum
 from viaticum.agents.instrumentation.scope import BudgetScope
+from viaticum.agents.instrumentation.usage import UsageReader
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetError, InputError
 from viaticum.models.remote.request import load_litellm
+from viaticum.types import TokenCount
 
 PRICES = {"small": ("1", "2")}
 COST = Decimal("0.000022")  # 12 tokens read and 5 written
@@ -281,6 +286,83 @@ def test_a_stream_that_is_left_early_costs_what_was_held(server: FormsServer) ->
         stream.close()
     assert Decimal("0.002") < budget.left().posted_usd < Decimal("0.0025")
     assert budget.left().held_nanousd == 0
+
+
+def left_at_its_end(server: FormsServer, way: str) -> None:
+    """Read a stream up to the event that ends the answer, as many callers do, and no further."""
+    settings: Any = {"model": "small", "messages": ASK, "stream": True, "max_tokens": 1000}
+    if way == "openai":
+        for chunk in server.openai().chat.completions.create(**settings):
+            if chunk.choices[0].finish_reason:
+                break
+    elif way == "openai async":
+
+        async def read() -> None:
+            async with openai.AsyncOpenAI(api_key="k", base_url=f"{server.url}/v1") as client:
+                async for chunk in await client.chat.completions.create(**settings):
+                    if chunk.choices[0].finish_reason:
+                        break
+
+        asyncio.run(read())
+    elif way == "anthropic":
+        for event in server.anthropic().messages.create(**settings):
+            if event.type == "message_delta":
+                break
+    else:
+        with (
+            httpx.Client() as client,
+            client.stream("POST", f"{server.url}/v1/chat/completions", json=settings) as response,
+        ):
+            next(line for line in response.iter_lines() if '"finish_reason": "stop"' in line)
+
+
+@pytest.mark.parametrize("way", ["openai", "openai async", "anthropic", "httpx"])
+def test_a_stream_that_is_left_at_the_end_of_its_answer_costs_what_is_reported(
+    server: FormsServer, way: str
+) -> None:
+    """The report comes right after it; without it all that was held would be charged."""
+    server.pause = 0.02
+    with viaticum.budget("1", prices=PRICES) as budget:
+        left_at_its_end(server, way)
+        gc.collect()
+        assert budget.left().posted_usd == COST
+        assert budget.left().held_nanousd == 0
+
+
+def test_a_stream_that_nobody_closes_is_settled_once_nobody_has_it(server: FormsServer) -> None:
+    settings = {"model": "small", "messages": ASK, "stream": True, "max_tokens": 1000}
+    with viaticum.budget("1", prices=PRICES) as budget, httpx.Client() as client:
+        request = client.build_request("POST", f"{server.url}/v1/chat/completions", json=settings)
+        lines = client.send(request, stream=True).iter_lines()
+        next(lines)
+        assert budget.left().held_nanousd > 0
+        del lines
+        gc.collect()
+        assert budget.left().held_nanousd == 0
+        assert Decimal("0.002") < budget.left().posted_usd < Decimal("0.0025")
+
+
+def test_the_end_of_an_answer_waits_for_the_event_after_it() -> None:
+    """Of each of several choices; and where no report comes, it passes with the end of the stream."""
+
+    def event(**chunk: Any) -> bytes:
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+    first, second = (event(choices=[{"index": n, "delta": {}, "finish_reason": "stop"}]) for n in (0, 1))
+    report = event(choices=[], usage={"prompt_tokens": 12, "completion_tokens": 5})
+    reader = UsageReader("chat", hides_usage=True)
+    assert reader.feed(first) == b""
+    assert reader.feed(b": still there\n\n") == b": still there\n\n"
+    assert reader.feed(second) == first
+    assert not reader.is_complete
+    assert reader.feed(report) == second
+    assert reader.is_complete
+    assert reader.count() == TokenCount(12, 5)
+    assert reader.feed(b"data: [DONE]\n\n") == b"data: [DONE]\n\n"
+    unreported = UsageReader("chat")
+    assert unreported.feed(first) == b""
+    assert unreported.finish() == first
+    assert unreported.count() is None
 
 
 @pytest.mark.parametrize(("read", "written"), [(0, 0), (12, 0), (-3, 5)])
