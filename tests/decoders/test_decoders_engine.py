@@ -282,7 +282,7 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(decoder.runners[1].model.model.layers[0], "forward", broken)
+    monkeypatch.setattr(decoder.runners[1].model.model.layers[0].mlp, "forward", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         decoder.generate(Request([1, 2], 5))
     monkeypatch.undo()
