@@ -132,9 +132,7 @@ class Engine:
         self._admit()
         if self._active:
             self._choose_mode()
-            self._active.sort(
-                key=lambda sequence: sequence.slot
-            )  # neighbouring slots are read without a copy
+            self._active.sort(key=lambda sequence: sequence.slot)  # neighbouring slots need no copy
             with torch.inference_mode():
                 self._run_small()
                 self._run_large()
@@ -443,11 +441,8 @@ class Engine:
         return self.stats.large if model == LARGE else self.stats.small
 
     def _count(self, model: int, rows: int, began: float) -> None:
-        calls = self._call_stats(model)
-        calls.steps += 1
-        calls.rows += rows
-        seconds = time.perf_counter() - began
-        calls.seconds += seconds
+        calls, seconds = self._call_stats(model), time.perf_counter() - began
+        calls.add_step(rows, seconds)
         if self.config.modes is not None:
             seconds += self.config.runners[model].saved_seconds
             self.config.modes.observe(model, rows, calls.tokens - self._tokens_seen[model], seconds)

@@ -1,4 +1,4 @@
-"""Counters of a decoder's model calls, for cost models and benchmarks. Plain data."""
+"""Counters of a decoder's model calls, for cost models and benchmarks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ class CallStats:
     rows: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+    def add_step(self, rows: int, seconds: float) -> None:
+        """Count one engine step. What the runner counts is `calls` and `tokens`."""
+        self.steps += 1
+        self.rows += rows
+        self.seconds += seconds
 
 
 @dataclass(slots=True)
