@@ -97,6 +97,19 @@ class Journal:
         self._file.append({"verdicts": rows, "by": verifier})
         self.verdicts.setdefault(verifier, {}).update(verdicts)
 
+    def is_continued(self, key: DifferenceKey, *, whole: bool) -> bool:
+        """Whether there is a continuation, and a complete one where `whole` texts are needed."""
+        found = self.continuations.get(key)
+        return found is not None and (found.complete or not whole)
+
+    def is_judged(self, verifier: str, key: DifferenceKey, *, whole: bool) -> bool:
+        """Whether there is a verdict.
+
+        whole: the verifier needs whole texts: "unknown" is then none, since it may not have seen the end.
+        """
+        verdicts = self.verdicts.get(verifier, {})
+        return key in verdicts and (verdicts[key] is not None or not whole)
+
     def close(self) -> None:
         self._file.close()
 

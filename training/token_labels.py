@@ -29,7 +29,7 @@ from viaticum.training.label_journal import Continuation, DifferenceKey, Respons
 from viaticum.training.label_texts import LabelTexts
 from viaticum.training.progress import Report, no_report
 from viaticum.training.provenance import member_facts, prompt_text, versions
-from viaticum.training.verifiers import CatalogueEmbedding, Verifier, VerifierContext, check_names, make
+from viaticum.training.verifiers import CatalogueEmbedding, VerifierContext, check_names, make
 from viaticum.types import Message
 
 if TYPE_CHECKING:
@@ -372,10 +372,11 @@ class _LabelRun:
         started = time.perf_counter()
         for name in verifiers:
             verifier = make(name, self._verifier_context)
-            keys = [key for key in self.folder.differences if self._can_judge(verifier, key)]
+            whole, journal = verifier.needs_ending, self.journal
+            keys = [key for key in self.folder.differences if journal.is_continued(key, whole=whole)]
             if limit is not None:
                 keys = sorted(keys, key=_random_order)[:limit]
-            todo = [key for key in keys if not self._has_judged(verifier, key)]
+            todo = [key for key in keys if not journal.is_judged(verifier.name, key, whole=whole)]
             if not todo:
                 continue
             done = len(keys) - len(todo)
@@ -388,16 +389,6 @@ class _LabelRun:
                     self.report(f"verdicts by {name}", done, len(keys))
             self.folder.add_stats("verdicts", StageStats(texts=len(todo)))
         self.folder.add_stats("verdicts", StageStats(seconds=time.perf_counter() - started))
-
-    def _can_judge(self, verifier: Verifier, key: DifferenceKey) -> bool:
-        """Whether there is a continuation, and a complete one where the verifier needs its end."""
-        continuation = self.journal.continuations.get(key)
-        return continuation is not None and (continuation.complete or not verifier.needs_ending)
-
-    def _has_judged(self, verifier: Verifier, key: DifferenceKey) -> bool:
-        """Whether it has a verdict. "Unknown" is none where the verifier may not have seen the text's end."""
-        verdicts = self.journal.verdicts.get(verifier.name, {})
-        return key in verdicts and (verdicts[key] is not None or not verifier.needs_ending)
 
     @cached_property
     def texts(self) -> LabelTexts:
