@@ -108,7 +108,7 @@ def load_weights(
             'engine = "served"'
         )
     if engine == "llama":
-        from viaticum.decoders.llama_runner import load_llama
+        from viaticum.decoders.llama_load import load_llama
 
         return load_llama(path, device=device, dtype=dtype, slots=slots, max_slots=max_slots, context=context)
     if engine == "torch":
