@@ -45,23 +45,8 @@ USER = 1000
 
 # Imported once per worker, so that no program waits for them.
 PRELOADED_MODULES = (
-    "collections",
-    "datetime",
-    "decimal",
-    "fractions",
-    "functools",
-    "heapq",
-    "itertools",
-    "operator",
-    "random",
-    "re",
-    "statistics",
-    "string",
-    "typing",
-    "dataclasses",
-    "enum",
-    "threading",
-    "traceback",
+    *("collections", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "operator"),
+    *("random", "re", "statistics", "string", "typing", "dataclasses", "enum", "threading", "traceback"),
     "encodings.idna",
 )
 # Triggers the lazy initialisation of a package once per worker.
@@ -97,7 +82,11 @@ def read_message(fd: int) -> dict[str, Any] | None:
 
 def write_message(fd: int, message: dict[str, Any]) -> None:
     body = json.dumps(message).encode()
-    rest = memoryview(len(body).to_bytes(4, "big") + body)
+    _write_all(fd, len(body).to_bytes(4, "big") + body)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
 
@@ -304,12 +293,8 @@ def _run_confined(
             os.write(REPORT, f"{type(error).__name__}: {error}".encode()[:ERROR_CHARACTERS])
             raise
         os.write(REPORT, CONFINED)
-        outcome = json.dumps(
-            execute(request["program"], request["memory_bytes"], request["output_bytes"])
-        ).encode()
-        rest = memoryview(outcome)
-        while rest:
-            rest = rest[os.write(REPORT, rest) :]
+        outcome = execute(request["program"], request["memory_bytes"], request["output_bytes"])
+        _write_all(REPORT, json.dumps(outcome).encode())
         status = 0
     finally:
         os._exit(status)
