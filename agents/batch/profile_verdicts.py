@@ -24,7 +24,7 @@ from viaticum.agents.batch.profile_journal import (
 from viaticum.agents.batch.row_costs import measured
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
-from viaticum.errors import DataError, InputError
+from viaticum.errors import DataError, InputError, PromptTooLong
 from viaticum.generation import NO_SETTINGS
 from viaticum.models.decoding_modes import in_measured_modes
 from viaticum.models.local import LocalModels
@@ -35,7 +35,7 @@ from viaticum.routers.query.outcome_matrix import canonical_answer
 from viaticum.routers.query.plans import SELF_CHECK
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.verify import YES, AnsweredQuery
-from viaticum.types import VERIFY, Message, Outcome, Pair, Query
+from viaticum.types import VERIFY, Completion, Message, Outcome, Pair, Query, Usage
 
 JOURNAL = ".verdicts.journal"  # after the name of a finished table
 _ADDED = "verdicts"  # in place of a fingerprint: each of its lines says what was asked
@@ -154,17 +154,30 @@ def give_verdicts(
 def _ask(
     asked: Sequence[OpenCheck], pool: LocalModels, journal: ProfileJournal
 ) -> Iterator[tuple[OpenCheck, Outcome]]:
-    """Ask a verifier, and keep each verdict at once. Yields them in the order in which they end."""
-    model, strategy = asked[0].verifier, get_strategy(VERIFY)
-    generation = resolve(pool.catalogue, model, strategy, NO_SETTINGS)
-    chats = [check.chat for check in asked]
-    for number, completion in pool.model(model).generate_all(chats, generation):
-        check = asked[number]
+    """Ask a verifier, and keep each verdict at once. Yields them in the order in which they end.
+
+    A question with an answer that does not fit its context has no verdict and costs nothing, as in a plan.
+    """
+    model, strategy = pool.model(asked[0].verifier), get_strategy(VERIFY)
+    generation = resolve(pool.catalogue, model.name, strategy, NO_SETTINGS)
+
+    def verdict(check: OpenCheck, completion: Completion) -> Outcome:
         value = strategy.read(completion, check.query).value
-        row = replace(check.rows[0], model=model, answer=value, **measured(completion, pool.catalogue))
-        verdict = verdict_on(check.rows[0], row)
-        journal.add_verdict(check.asked, verdict, Samples.of([completion]))
-        yield check, verdict
+        row = replace(check.rows[0], model=model.name, answer=value)
+        return verdict_on(check.rows[0], replace(row, **measured(completion, pool.catalogue)))
+
+    fitting = []
+    for check in asked:
+        try:
+            model.worst_case_of(check.chat, generation)
+            fitting.append(check)
+        except PromptTooLong:
+            yield check, verdict(check, Completion("", Usage(), "error"))
+    for number, completion in model.generate_all([check.chat for check in fitting], generation):
+        check = fitting[number]
+        found = verdict(check, completion)
+        journal.add_verdict(check.asked, found, Samples.of([completion]))
+        yield check, found
 
 
 def add_verdicts(
@@ -215,29 +228,20 @@ def add_verdicts(
         table = _Table.read(out)
         answers = table.answers(questions, dataset, pairs)
         wanted = list(dict.fromkeys(row.pair for row in answers))
-        own = {name: other_models(name, wanted, catalogue) for name in verifiers}
+        checked = {}
+        for name in verifiers:
+            theirs = other_models(name, wanted, catalogue)
+            checked[name] = [row for row in answers if row.pair in theirs]
         journal = ProfileJournal(out.with_name(out.name + JOURNAL), _ADDED)
         try:
-            checks = []
-            queries = {each.id: each.query for each in questions}
-            for name in verifiers:
-                theirs = [row for row in answers if row.pair in own[name]]
-                checks.append([*open_checks(name, theirs, queries, table.verdicts, journal, catalogue)])
+            checks, queries = [], {each.id: each.query for each in questions}
+            for name, rows in checked.items():
+                checks.append([*open_checks(name, rows, queries, table.verdicts, journal, catalogue)])
             left = sum(len(check.rows) for check in chain(*checks))
-            total = sum(
-                canonical_answer(row.answer) is not None and row.pair in own[name]
-                for name in verifiers
-                for row in answers
-            )
             if plan is not None:
-                calls = sum(check.given is None for check in chain(*checks))
-                resumed = sum(
-                    len(check.rows)
-                    for check in chain(*checks)
-                    if check.given is not None and check.asked in journal.verdicts
-                )
-                answered = {row.question_id for row in answers}
-                plan(VerdictPlan(total, total - left + resumed, calls, len(queries.keys() - answered)))
+                passed = len(queries.keys() - {row.question_id for row in answers})
+                total = sum(canonical_answer(row.answer) is not None for row in chain(*checked.values()))
+                plan(_plan(total, [*chain(*checks)], journal, passed))
             reporter = RowProgress(progress, left)
             for each in checks:
                 table.verdicts |= give_verdicts(each, pool, journal, reporter)
@@ -246,9 +250,15 @@ def add_verdicts(
         if left or not with_text:
             table.write(out, with_text=with_text)
         journal.path.unlink(missing_ok=True)
-    asked = set(wanted)
-    rows = [*answers, *(row for row in table.verdicts.values() if checked_pair(row) in asked)]
-    return rows if with_text else [replace(row, question="") for row in rows]
+    made = [*answers, *(row for row in table.verdicts.values() if checked_pair(row) in set(wanted))]
+    return made if with_text else [replace(row, question="") for row in made]
+
+
+def _plan(total: int, checks: Sequence[OpenCheck], journal: ProfileJournal, unanswered: int) -> VerdictPlan:
+    """What is asked. total: answers that verifiers may check. checks: those that the table leaves open."""
+    resumed = sum(len(each.rows) for each in checks if each.asked in journal.verdicts)
+    there = total - sum(len(each.rows) for each in checks) + resumed
+    return VerdictPlan(total, there, sum(each.given is None for each in checks), unanswered)
 
 
 def _opened(catalogue: Catalogue, verifiers: Sequence[str], slots: int) -> LocalModels:

@@ -184,6 +184,44 @@ def test_some_pairs_and_questions_of_a_table(tmp_path: Path, tiny_catalogue: Cat
     assert {row.question for row in read_verdicts(out)} == {""}, "who left the texts out wants none"
 
 
+def test_what_does_not_fit_the_verifier_is_no_verdict_and_ends_nothing(
+    tmp_path: Path, tiny_catalogue: Catalogue
+) -> None:
+    """As in a plan, where it counts as no."""
+    out, asked = tmp_path / "known.jsonl", questions(3)
+    asked[1] = replace(asked[1], query=Query("word " * 9000))
+    rows = [replace(row, question="", answer="5") for row in table_rows(3, [SMALL])]
+    write_outcomes(out, rows)
+    add_verdicts(asked, out, catalogue=tiny_catalogue, verifiers=["tiny-large"])
+    given = {row.question_id: row for row in read_verdicts(out)}
+    assert given.keys() == {"q0", "q1", "q2"}
+    long = given["q1"]
+    assert (long.answer, long.cost_nanousd, long.output_tokens, long.finish_reason) == (None, 0, 0, "error")
+    assert long.correct == (not rows[1].correct)
+    assert given["q0"].cost_nanousd
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_command_prints_what_it_will_ask(tmp_path: Path, tiny_catalogue_file: Path) -> None:
+    file, out, texts = question_file(tmp_path, 8), tmp_path / "known.jsonl", tmp_path / "texts.jsonl"
+    write_outcomes(out, table_rows(6))
+    more = ["--verifier", "tiny-large", "--completions", str(texts)]
+    arguments = [each for each in command(tiny_catalogue_file, file, out, *more) if each != "--json"]
+    refused = CliRunner().invoke(app, arguments)
+    assert "the texts of its answers are not at" in str(refused.exception)
+    assert read_verdicts(out) == []
+    texts.write_text("")
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    total = answered(table_rows(6))
+    assert (
+        f"{out} is finished and its answers stay: of {total} verdicts 0 are there, {total} calls give the "
+        "others; 2 of the questions have no answer there"
+    ) in done.stderr
+    assert f"12 outcomes and {total} verdicts in" in done.stdout
+    assert "tiny-large" in done.stdout
+    assert texts.read_text() == ""
+
+
 def test_two_runs_do_not_write_one_table(tmp_path: Path, tiny_catalogue: Catalogue) -> None:
     out = tmp_path / "known.jsonl"
     write_outcomes(out, table_rows(2))
