@@ -423,7 +423,10 @@ def _error_message(error: sqlite3.Error, path: Path) -> str:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return f"the ledger {path} is damaged: {one_line(error)}; restore it from a copy"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return f"the ledger {path} cannot be written: {one_line(error)}; check the rights of file and folder"
+        return (
+            f"the ledger {path} cannot be written: {one_line(error)}; check the rights of file and "
+            "folder, or open it to be read only"
+        )
     if code == sqlite3.SQLITE_FULL:
         return f"the ledger {path} cannot grow: {one_line(error)}; free some disk space"
     return f"the ledger {path} failed: {one_line(error)}"

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from viaticum.budgets import Entry, EntryKind, Ledger
-from viaticum.errors import BudgetError, InputError, MissingExtra
+from viaticum.errors import BudgetError, InputError, MissingExtra, reason
 from viaticum.jobs import Job
 
 POINTS = 240  # of the curve; past twice as many, every two become one
@@ -145,7 +145,7 @@ def read_ledger_history(
                 history.checked, history.wrong = True, opened.check(job.budget)[:SHOWN]
             return history
     except (BudgetError, MissingExtra, OSError, sqlite3.Error) as error:
-        raise InputError(f"the ledger at {where} cannot be read: {error}") from None
+        raise InputError(f"the ledger at {where} cannot be read: {reason(error)}") from None
 
 
 def found_ledger(where: str, folder: Path) -> str:

@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -267,11 +268,18 @@ def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origi
     try:
         return ModelSpec.model_validate({**fields, "name": name})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in ("models", name, *first["loc"]))
-        raise InputError(
-            f"{origin}: {where}: {one_line(first['msg'].removeprefix('Value error, '))}"
-        ) from None
+        raise InputError(f"{origin}: models.{name}{_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The field and what is wrong with it; a misspelt name before the field that is missing because of it."""
+    found = error.errors(include_url=False)
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    field = "".join(f".{part}" for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{field}: {one_line(first['msg'].removeprefix('Value error, '))}"
+    near = get_close_matches(field[1:], ModelSpec.model_fields, n=1)
+    return f"{field}: there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _keys_of(spec: ModelSpec) -> Iterator[str]:

@@ -49,6 +49,11 @@ def one_line(message: object, most: int | None = None) -> str:
     return text if most is None or len(text) <= most else f"{text[: most - 3]}..."
 
 
+def reason(error: BaseException) -> str:
+    """What another library or the system says went wrong, on one line, without the number of an `OSError`."""
+    return one_line(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
 class ViaticumError(Exception):
     """The root of all errors that are raised on purpose."""
 

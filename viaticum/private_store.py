@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from viaticum.errors import InputError, LedgerError
+from viaticum.errors import InputError, LedgerError, reason
 from viaticum.files import private_database
 
 DAYS = 30  # that something is kept where nobody says otherwise, as at OpenAI
@@ -93,7 +93,7 @@ class PrivateStore(ABC):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"cannot use {self._purpose}: {error}") from error
+            raise LedgerError(f"cannot use {self._purpose}: {reason(error)}") from error
 
 
 def checked_limits(what: str, days: float, bytes_a_key: int) -> None:

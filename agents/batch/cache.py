@@ -23,7 +23,7 @@ from viaticum.agents.workflow.calls import ModelCall
 from viaticum.agents.workflow.serialization import parse_completion
 from viaticum.budgets.records import Hold, digest
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import DataError, InputError
+from viaticum.errors import DataError, InputError, reason
 from viaticum.files import private_file
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
@@ -65,7 +65,9 @@ class Cache:
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
         except (sqlite3.Error, OSError) as error:
-            raise InputError(f"cannot open the cache {self.path} ({error}); give another path") from None
+            raise InputError(
+                f"cannot open the cache {self.path} ({reason(error)}); give another path"
+            ) from None
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = OFF")

@@ -17,7 +17,7 @@ from viaticum.agents.batch.resume import differences
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
-from viaticum.errors import InputError
+from viaticum.errors import InputError, reason
 from viaticum.files import private_folder, run_lock
 from viaticum.jobs import CACHE, JOB, PROVIDER_BATCHES, ROWS, Job
 from viaticum.money import budget_nanousd
@@ -90,7 +90,7 @@ def clear_folder(folder: Path) -> None:
             if path.name != LOCK and path not in foreign:
                 path.unlink()
     except OSError as error:
-        raise InputError(f"cannot start over in {folder}: {error}") from None
+        raise InputError(f"cannot start over in {folder}: {reason(error)}") from None
 
 
 def _foreign_files(folder: Path) -> list[Path]:

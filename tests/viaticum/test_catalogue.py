@@ -153,7 +153,11 @@ def test_with_models_leaves_the_original_alone() -> None:
         ("model = 1", "unknown key 'model'"),
         ("models = 1", "`models` is not a table"),
         ("[models]\nx = 1", "models.x is not a table"),
-        (f'[models."{SMALL}"]\nprice = 1', f"models.{SMALL}.price: Extra inputs"),
+        (f'[models."{SMALL}"]\nprice = 1', f"models.{SMALL}.price: there is no such field; did you mean"),
+        (
+            '[models.x]\nkind="local"\ndescripton="d"\ncontext_length=1',
+            "models.x.descripton: there is no such field; did you mean 'description'?",
+        ),
         (f'[models."{SMALL}"]\ninput_price = -0.1', f"models.{SMALL}.input_price: Input should be greater"),
         (f'[models."{SMALL}"]\ninput_price = nan', f"models.{SMALL}.input_price"),
         (f'[models."{SMALL}"]\nkind = "cloud"', f"models.{SMALL}.kind: Input should be 'local'"),

@@ -147,3 +147,13 @@ api_base = "{server.url}"
     *_, text, error = done.stderr.splitlines()
     assert error.startswith("error: the provider of far cannot be reached or failed"), done.stderr
     assert not text.startswith("far+cot:"), "a part of the answer came before"
+
+
+def test_without_an_answer_a_script_gets_none(tmp_path: Path) -> None:
+    options = ("Is it so?", "--model", "fast", "--strategy", "cot", "--kind", "boolean", "--budget", "0.1")
+    done = solve(tmp_path, *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no answer: " in done.stderr
+    done = solve(tmp_path, *options, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["answer"] is None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from viaticum.commands.terminal import literal, visible
+from viaticum.commands.thoughts import DIM, RESET, ThoughtPrinter
 
 COMMAND = [sys.executable, "-c", "import sys; sys.path.pop(0); from viaticum.cli import main; main()"]
 # The title of the window, a colour, the clipboard, a carriage return that hides a line, a C1 control.
@@ -50,6 +51,19 @@ def test_controls_are_shown_as_escapes(text: str, shown: str | None) -> None:
 def test_a_pipe_gets_the_text_as_it_is_but_for_what_cannot_be_encoded() -> None:
     assert visible("\x1b[2J\ud800", io.StringIO()) == "\x1b[2J\\ud800"
     assert literal("a\nb\x1b") == r"a\nb\x1b"
+
+
+@pytest.mark.parametrize(("kind", "dims"), [("xterm-256color", True), ("dumb", False)])
+def test_a_dumb_terminal_gets_no_escapes(monkeypatch: pytest.MonkeyPatch, kind: str, dims: bool) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", kind)
+    show = ThoughtPrinter(None)
+    show.thought("six times seven")
+    show.text("42")
+    show.close()
+    assert ("\x1b" in screen.getvalue()) is dims
+    assert screen.getvalue().replace(DIM, "").replace(RESET, "") == "six times seven\n\n42\n"
 
 
 @pytest.mark.parametrize("arguments", [["solve", "6*7?"], ["chat"]])

@@ -16,7 +16,7 @@ import typer
 from viaticum.commands.table import print_table
 from viaticum.commands.terminal import literal
 from viaticum.display import cut
-from viaticum.errors import InputError
+from viaticum.errors import InputError, reason
 from viaticum.types import ANSWER_KINDS, AnswerKind
 
 if TYPE_CHECKING:
@@ -82,5 +82,5 @@ def _read(file: Path) -> str:
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise InputError(f"{file} cannot be read: {reason(error)}") from error
     return data.decode("utf-8", errors="replace")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viaticum.errors import InputError
+from viaticum.errors import InputError, reason
 from viaticum.types import TokenCount
 
 if TYPE_CHECKING:
@@ -102,4 +102,4 @@ def _text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise InputError(f"{file} cannot be read: {reason(error)}") from error

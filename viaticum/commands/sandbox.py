@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from viaticum.errors import InputError, SandboxError
+from viaticum.errors import InputError, SandboxError, reason
 
 app = typer.Typer(no_args_is_help=True, help="Run programs in a sandbox; check which sandboxes work here.")
 
@@ -69,4 +69,4 @@ def _read(file: Path) -> str:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         return data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as a program: {error}") from error
+        raise InputError(f"{file} cannot be read as a program: {reason(error)}") from error

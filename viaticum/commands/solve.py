@@ -55,12 +55,13 @@ def solve(
     """Answer one question within a budget.
 
     Without --model and --strategy the question is routed. --model alone asks that model with a strategy that
-    suits the question, --strategy alone picks a model for it, both ask that pair.
+    suits the question, --strategy alone picks a model for it, both ask that pair. Exit code 1 without an
+    answer.
     """
     from viaticum.agents.client import Viaticum
     from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece, TriedAgain
 
-    show = ThoughtPrinter(show_thinking)
+    show, answered = ThoughtPrinter(show_thinking), False
     query = Query(sys.stdin.read() if question == "-" else question, cast(AnswerKind, kind))
     with (
         loading_shown(),
@@ -86,9 +87,12 @@ def solve(
                 if as_json:
                     typer.echo(json.dumps(_answer_json(event, client.settings)))
                 else:
-                    value = event.value if event.value is not None else f"no answer: {event.reason}"
-                    typer.echo(visible(value, sys.stdout))
+                    if event.value is not None:
+                        typer.echo(visible(event.value, sys.stdout))
+                    else:
+                        sys.stderr.write(f"no answer: {event.reason}\n")
                     sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
+                answered = event.value is not None
             elif isinstance(event, RouteChosen):
                 row = event.route.row
                 costs = f"{format_usd(row.cost_p50)} expected, {format_usd(row.cost_p90)} at p90"
@@ -99,6 +103,8 @@ def solve(
                 show.text(event.text)
             elif isinstance(event, CallSettled | TriedAgain):
                 show.close()
+    if not answered:
+        raise typer.Exit(1)
 
 
 def _answer_json(answer: Answer, settings: GenerationSettings) -> dict[str, Any]:

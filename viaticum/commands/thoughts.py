@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from viaticum.commands.terminal import visible
 
@@ -26,7 +27,8 @@ class ThoughtPrinter:
     def __init__(self, show: bool | None) -> None:
         terminal = sys.stderr.isatty()
         self._show = terminal if show is None else show
-        self._dim, self._reset = (DIM, RESET) if terminal else ("", "")
+        dims = terminal and not Console(stderr=True).is_dumb_terminal
+        self._dim, self._reset = (DIM, RESET) if dims else ("", "")
         self._open = self._in_line = False
 
     def thought(self, text: str) -> None:
