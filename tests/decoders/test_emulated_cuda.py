@@ -25,12 +25,13 @@ from viaticum.decoders import (
     graphs,
     load_runner,
 )
+from viaticum.decoders.features import read_features
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.routers.token import EntropyRouter, RandomRouter, ReplayRouter
 from viaticum.routers.token.base import to_device
 from viaticum.routers.token.drift import ShareController
 from viaticum.routers.token.neural import DivergenceNetwork, LearnedDivergenceRouter, Shape
-from viaticum.routers.token.policy import Policy, PolicyShape, RStitchPlus
+from viaticum.routers.token.policy import Policy, PolicyShape, Recorder, RStitchPlus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "decode_gpu.py"
@@ -214,6 +215,29 @@ def test_texts_are_those_of_the_cpu(router: str, draft: int | None, monkeypatch:
     waits = [each for each in device.waits if each != "event"]
     assert waits.count("_to_copy") == calls, "one download a call"
     assert len(waits) - calls <= 4, "biases are uploaded once a text; nothing else is waited for"
+
+
+def test_recorded_decisions_and_features_of_a_text_are_those_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What routers and policies learn from, read where they are trained."""
+    requests, text = requests_of(3, 3, max_new_tokens=20), [5, 9, 70, 33, 1, 2, 60]
+
+    def learned_from(pair: list[TorchRunner]) -> tuple[list[Any], Any]:
+        recorder = Recorder([1, 2, 3], 20)
+        router = RStitchPlus(a_policy(pair[0]).policy, 0.7, recorder=recorder)
+        MixedDecoder(*pair, tokenizer=Letters(), router=router).generate_all(requests)
+        return recorder.read(), read_features(pair[0], [4, 8, 15], text, count=5)
+
+    seeds = (1, NEAR + 1)
+    decisions, features = learned_from([TorchRunner(build(seed=seed), slots=3) for seed in seeds])
+    models = [build(seed=seed) for seed in seeds]
+    with emulated_cuda(monkeypatch):
+        got, there = learned_from([GraphRunner(on_device(each), slots=3, context=60) for each in models])
+    assert sum(map(len, decisions)) > 10
+    for one, other in [*zip(got, decisions, strict=True), (there, features)]:
+        for name in type(other).__slots__:
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=2e-3, rtol=1e-3)
 
 
 def test_an_upload_does_not_wait(cuda: Device) -> None:
