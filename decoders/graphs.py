@@ -225,6 +225,8 @@ class GraphRunner(TorchRunner):
         blocks = min(self.slots, ROWS[-1]) * 2 * (self.pool.per_slot + blocks_of(FIRST_KEYS))
         input_size = MAX_NEW_TOKENS * 4 + blocks
         self._pinned = torch.zeros(input_size, dtype=torch.int64, pin_memory=cuda)
+        # Of the model's device, which need not be torch's current one.
+        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._uploaded = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
         self._buffers = Buffers(
             inputs=torch.zeros(input_size, dtype=torch.int64, device=device),
@@ -318,7 +320,7 @@ class GraphRunner(TorchRunner):
         self._pinned[: len(values)] = torch.from_numpy(values)
         self._buffers.inputs[: len(values)].copy_(self._pinned[: len(values)], non_blocking=True)
         if self._uploaded is not None:
-            self._uploaded.record()
+            self._uploaded.record(torch.cuda.current_stream(self.device))
 
     def _replay(self, shape: GraphShape) -> None:
         if self.device.type != "cuda":
@@ -330,14 +332,16 @@ class GraphRunner(TorchRunner):
 
     def _capture(self, shape: GraphShape) -> Any:
         """Warm up and capture on the call to be made: repeating it writes the same keys and values."""
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
+        stream, current = self._stream, torch.cuda.current_stream(self.device)
+        assert stream is not None, "a runner on CUDA has a stream"
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 static_step(self.model, self._static_cache, self._buffers, shape)
-        torch.cuda.current_stream(self.device).wait_stream(side)
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        # Without a stream torch captures on the device that was current at the first capture of all.
+        capture = torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local")
         with torch.cuda.device(self.device), capture:
             static_step(self.model, self._static_cache, self._buffers, shape)
         self._pool = graph.pool()

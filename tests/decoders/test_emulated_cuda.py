@@ -106,6 +106,20 @@ def test_a_graph_computes_only_when_it_is_replayed(cuda: Device) -> None:
     assert out.tolist() == [21, 7, 0]
 
 
+def test_a_capture_on_a_stream_of_another_device_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with emulated_cuda(monkeypatch, 1) as device:
+        out = torch.zeros(2, device="cuda:1")
+        graph = a_capture(device, lambda: out.add_(1))
+        graph.replay()
+        assert out.tolist() == [1, 1], "computed at once, and never again"
+        kept = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(kept, stream=torch.cuda.Stream("cuda:1")):
+            out += 1
+        kept.replay()
+        kept.replay()
+        assert out.tolist() == [3, 3]
+
+
 def test_pinned_memory_that_is_written_too_early_is_seen(cuda: Device) -> None:
     pinned = torch.zeros(2, pin_memory=True)
     there = pinned.to("cuda", non_blocking=True)
@@ -117,12 +131,16 @@ def test_pinned_memory_that_is_written_too_early_is_seen(cuda: Device) -> None:
 # --- models and texts ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_captured_calls_compute_what_the_cpu_computes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "index"), [*((kind, 0) for kind in sorted(CONFIGS)), ("qwen2", 1)])
+def test_captured_calls_compute_what_the_cpu_computes(
+    kind: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the second GPU too, while the first is torch's current one."""
     rng = random.Random(kind)
     plain, model = TorchRunner(build(kind), slots=4, context=400), build(kind)
-    with emulated_cuda(monkeypatch) as device:
-        captured = GraphRunner(on_device(model), slots=4, context=400)
+    with emulated_cuda(monkeypatch, index) as device:
+        captured = GraphRunner(on_device(model, index), slots=4, context=400)
+        assert captured.device == torch.device("cuda", index)
         for _ in range(25):
             slots = rng.sample(range(4), rng.choice([1, 2, 4]))
             new = [a_prompt(rng, rng.choice([1, 1, 3, 30])) for _ in slots]

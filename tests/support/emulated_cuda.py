@@ -1,9 +1,11 @@
-"""A CUDA device without a GPU: tensors that say they are on "cuda:0", with their numbers in host memory.
+"""A CUDA device without a GPU: tensors that say they are on "cuda:N", with their numbers in host memory.
 
 Every operation runs on the CPU, under the rules that a GPU has and a CPU has not:
 
 - An operation on tensors of both devices is an error, but for copies, single numbers and indices.
 - While a graph is captured, nothing may be read by the host, nor uploaded from memory that is not pinned.
+- Streams and events belong to the current device unless another is named; a capture on a stream of another
+  device than the tensors' records nothing, and torch captures on the device that was current at first.
 - A graph is a list of kernels with fixed addresses: a replay runs them again on the same memory, and what it
   computed besides is NaN afterwards, since all graphs share their memory.
 - An upload from pinned memory that does not wait happens later: the memory must not change before the host
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
-CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+CPU = torch.device("cpu")
 # Operations whose result the host has to know: a number, or the size of what comes out.
 WAITS = {
     "_local_scalar_dense",
@@ -50,14 +53,14 @@ class OnDevice(Tensor):
     numbers: Tensor
 
     @staticmethod
-    def __new__(cls, numbers: Tensor) -> OnDevice:
+    def __new__(cls, numbers: Tensor, device: torch.device) -> OnDevice:
         made: OnDevice = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             numbers.size(),
             strides=numbers.stride(),
             storage_offset=numbers.storage_offset(),
             dtype=numbers.dtype,
-            device=CUDA,
+            device=device,
         )
         made.numbers = numbers
         return made
@@ -79,6 +82,11 @@ class Graph:
         self.captured = False
         self._own: set[int] = set()  # addresses of memory that a result is the first to use
         self._inner: list[Tensor] = []  # what lies there
+        self._before: dict[int, tuple[Any, Any]] = {}  # memory that is written to, and what it held
+
+    def keep(self, storage: Any) -> None:
+        if storage.data_ptr() not in self._before:
+            self._before[storage.data_ptr()] = (storage, storage.clone())
 
     def pool(self) -> str:
         return "pool"
@@ -96,6 +104,9 @@ class Graph:
     def end(self) -> None:
         """End the capture, which computed nothing."""
         self.captured = True
+        for storage, held in self._before.values():
+            storage.copy_(held)
+        self._before.clear()
         seen: set[int] = set()
         for _, args, kwargs, results in self.kernels:
             seen |= {_address(each) for each in _tensors((args, kwargs))} - self._own
@@ -115,14 +126,17 @@ class Graph:
 class Device(TorchDispatchMode):
     """Runs operations on the emulated device."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: int) -> None:
         super().__init__()
+        self.device = torch.device("cuda", index)
+        self.current = 0  # the device of what names none
+        self.first_stream: int | None = None  # the device that torch captures on by default
         self.waits: list[str] = []
         self.kernels = 0
         self.replays = 0
         self.graphs: list[Graph] = []
         self._capturing: Graph | None = None
-        self._uploads: list[tuple[Tensor, Tensor]] = []  # pinned memory, and what it held
+        self.uploads: list[tuple[Tensor, Tensor]] = []  # pinned memory, and what it held
         self._pinned: set[int] = set()
         self._kept: list[Tensor] = []
         self._methods = _Methods(self)
@@ -138,10 +152,14 @@ class Device(TorchDispatchMode):
 
     def wait(self, why: str) -> None:
         """The host waits until all that was launched is done."""
+        uploads, self.uploads = self.uploads, []
+        self.finish(why, uploads)
+
+    def finish(self, why: str, uploads: list[tuple[Tensor, Tensor]]) -> None:
+        """The host waits until these uploads are done."""
         if self._capturing is not None:
             raise RuntimeError(f"{why}: operation not permitted when stream is capturing")
         self.waits.append(why)
-        uploads, self._uploads = self._uploads, []
         for memory, held in uploads:
             if not torch.equal(memory, held):
                 raise AssertionError("pinned memory was written before its upload was waited for")
@@ -152,9 +170,10 @@ class Device(TorchDispatchMode):
         return memory
 
     @contextmanager
-    def capture(self, graph: Graph) -> Iterator[None]:
-        """`torch.cuda.graph`."""
-        self._capturing = graph
+    def capture(self, graph: Graph, index: int) -> Iterator[None]:
+        """Record on a stream of the device with this index."""
+        if index == self.device.index:
+            self._capturing = graph
         try:
             yield
         finally:
@@ -180,6 +199,7 @@ class Device(TorchDispatchMode):
         kwargs.pop("pin_memory", None)
         plain_args, plain_kwargs = tree_map(_numbers, (args, kwargs))
         plain_kwargs.pop("non_blocking", None)
+        self._keep_memory(func, plain_args, plain_kwargs)
         found = func(*plain_args, **plain_kwargs)
         if name == "_to_copy" and not to_host and found is plain_args[0]:
             found = found.clone()
@@ -187,7 +207,7 @@ class Device(TorchDispatchMode):
         if to_host or name in WAITS or (name == "copy_" and not isinstance(args[0], OnDevice)):
             return args[0] if name == "copy_" else found
         by_memory = {id(_numbers(each)): each for each in given}
-        return tree_map(lambda each: _wrapped(each, by_memory), found)
+        return tree_map(lambda each: self._wrapped(each, by_memory), found)
 
     def _check(self, name: str, given: list[Tensor]) -> None:
         host = [each for each in given if not isinstance(each, OnDevice) and each.dim()]
@@ -210,7 +230,7 @@ class Device(TorchDispatchMode):
 
     def _upload(self, source: Tensor, waits: bool) -> None:
         if _address(source) in self._pinned and not waits:
-            self._uploads.append((source, source.clone()))
+            self.uploads.append((source, source.clone()))
         else:
             self.wait("upload")
 
@@ -222,6 +242,19 @@ class Device(TorchDispatchMode):
             self.kernels += 1
         if self._capturing is not None:
             self._capturing.kernels.append((func, args, kwargs, results))
+
+    def _keep_memory(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Note what memory held before a capture writes to it."""
+        if self._capturing is None or not func._schema.is_mutable:
+            return
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
+                self._capturing.keep(value.untyped_storage())
+
+    def _wrapped(self, value: Any, by_memory: dict[int, Tensor]) -> Any:
+        if not isinstance(value, Tensor) or isinstance(value, OnDevice):
+            return value
+        return by_memory[id(value)] if id(value) in by_memory else OnDevice(value, self.device)
 
 
 class _Methods(TorchFunctionMode):
@@ -337,12 +370,6 @@ def _numbers(value: Any) -> Any:
     return value.numbers if isinstance(value, OnDevice) else value
 
 
-def _wrapped(value: Any, by_memory: dict[int, Tensor]) -> Any:
-    if not isinstance(value, Tensor) or isinstance(value, OnDevice):
-        return value
-    return by_memory.get(id(value)) if id(value) in by_memory else OnDevice(value)
-
-
 def _tensors(tree: Any) -> list[Tensor]:
     return [each for each in tree_flatten(tree)[0] if isinstance(each, Tensor)]
 
@@ -355,42 +382,78 @@ def _same_memory(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
 
 
-class _Event:
-    device: Device
+class Event:
+    """`torch.cuda.Event`, recorded on the current stream."""
 
-    def record(self, *_: Any) -> None:
-        pass
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._after: list[tuple[Tensor, Tensor]] = []
+
+    def record(self, stream: Stream | None = None) -> None:
+        index = self._device.current if stream is None else stream.index
+        self._after = self._device.uploads if index == self._device.device.index else []
 
     def synchronize(self) -> None:
-        self.device.wait("event")
+        self._device.finish("event", self._after)
+        if self._after is self._device.uploads:
+            self._device.uploads = []
 
 
-class _Stream:
-    def __init__(self, *_: Any) -> None:
-        pass
+class Stream:
+    """`torch.cuda.Stream`, of the current device unless one is named."""
+
+    def __init__(self, device: Device, name: Any = None) -> None:
+        index = None if name is None else torch.device(name).index
+        self.index = device.current if index is None else index
 
     def wait_stream(self, other: Any) -> None:
         pass
 
 
+class _Capture:
+    """`torch.cuda.graph`: without a stream on one that all captures share, of the device current at first."""
+
+    def __init__(
+        self, device: Device, graph: Graph, pool: Any = None, stream: Stream | None = None, **_: Any
+    ) -> None:
+        if stream is None and device.first_stream is None:
+            device.first_stream = device.current
+        index = device.first_stream if stream is None else stream.index
+        assert index is not None
+        self._capture = device.capture(graph, index)
+
+    def __enter__(self) -> None:
+        self._capture.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._capture.__exit__(*error)
+
+
 @contextmanager
-def emulated_cuda(monkeypatch: Any) -> Iterator[Device]:
-    """The emulated device as "cuda:0" of torch, of which there is one."""
-    device = Device()
-    event = type("Event", (_Event,), {"device": device})
-    memory = (64 << 30, 80 << 30)
+def emulated_cuda(monkeypatch: Any, index: int = 0) -> Iterator[Device]:
+    """An emulated device as "cuda:`index`" of torch, the last of so many; the first is the current one."""
+    device = Device(index)
+
+    @contextmanager
+    def current(name: Any) -> Iterator[None]:
+        before, device.current = device.current, Stream(device, name).index
+        try:
+            yield
+        finally:
+            device.current = before
+
     for name, stand_in in {
-        "Event": event,
-        "Stream": _Stream,
+        "Event": lambda: Event(device),
+        "Stream": partial(Stream, device),
         "stream": lambda *_: nullcontext(),
-        "current_stream": _Stream,
-        "device": lambda *_: nullcontext(),
+        "current_stream": partial(Stream, device),
+        "device": current,
         "CUDAGraph": lambda: Graph(device),
-        "graph": lambda graph, **_: device.capture(graph),
+        "graph": partial(_Capture, device),
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "mem_get_info": lambda *_: memory,
+        "device_count": lambda: index + 1,
+        "mem_get_info": lambda *_: (64 << 30, 80 << 30),
         "max_memory_allocated": lambda *_: 0,
         "get_device_capability": lambda *_: (9, 0),
         "get_device_name": lambda *_: "emulated",
@@ -402,13 +465,15 @@ def emulated_cuda(monkeypatch: Any) -> Iterator[Device]:
         yield device
 
 
-def on_device(model: nn.Module) -> nn.Module:
+def on_device(model: nn.Module, index: int = 0) -> Any:
     """Move a model's parameters and buffers to the emulated device, in place."""
+    device = torch.device("cuda", index)
     for module in model.modules():
         for name, value in list(module._parameters.items()):
             if value is not None:
-                module._parameters[name] = nn.Parameter(OnDevice(value.detach()), requires_grad=False)
+                there = OnDevice(value.detach(), device)
+                module._parameters[name] = nn.Parameter(there, requires_grad=False)
         for name, value in list(module._buffers.items()):
             if value is not None:
-                module._buffers[name] = OnDevice(value)
+                module._buffers[name] = OnDevice(value, device)
     return model
