@@ -53,7 +53,8 @@ def verify(
     index = to_device(rows, device)
     p = distributions(logits[index], [samplings[row] for row in rows])
     none = torch.zeros_like(p[0])
-    q = torch.stack([none if drafts[row] is None else draft_probabilities[row] for row in rows])
+    # The small model may be on another device.
+    q = torch.stack([none if drafts[row] is None else draft_probabilities[row].to(device) for row in rows])
     draft = drafted[index, None].clamp_min(0)
     test = to_device([uniforms[row][0] for row in rows], device)
     accepts = (test * q.gather(-1, draft)[:, 0] < p.gather(-1, draft)[:, 0]) & (drafted[index] >= 0)

@@ -107,7 +107,7 @@ def test_a_graph_computes_only_when_it_is_replayed(cuda: Device) -> None:
 
 
 def test_a_capture_on_a_stream_of_another_device_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with emulated_cuda(monkeypatch, 1) as device:
+    with emulated_cuda(monkeypatch, 2) as device:
         out = torch.zeros(2, device="cuda:1")
         graph = a_capture(device, lambda: out.add_(1))
         graph.replay()
@@ -138,7 +138,7 @@ def test_captured_calls_compute_what_the_cpu_computes(
     """On the second GPU too, while the first is torch's current one."""
     rng = random.Random(kind)
     plain, model = TorchRunner(build(kind), slots=4, context=400), build(kind)
-    with emulated_cuda(monkeypatch, index) as device:
+    with emulated_cuda(monkeypatch, index + 1) as device:
         captured = GraphRunner(on_device(model, index), slots=4, context=400)
         assert captured.device == torch.device("cuda", index)
         for _ in range(25):
@@ -173,7 +173,7 @@ def a_network(small: TorchRunner) -> LearnedDivergenceRouter:
 
 
 def moved(network: Any, small: TorchRunner) -> Any:
-    return network if small.device.type == "cpu" else on_device(network)
+    return network if small.device.type == "cpu" else on_device(network, small.device.index)
 
 
 TRACES = [[random.Random(text).random() < 0.5 for text in range(each, each + 20)] for each in range(12)]
@@ -215,12 +215,12 @@ def test_texts_are_those_of_the_cpu(router: str, draft: int | None, monkeypatch:
     seeds = (1, NEAR + 1)
     plain = [TorchRunner(build(seed=seed), slots=5, context=120) for seed in seeds]
     rule = ROUTERS[router]
-    decoder = MixedDecoder(*plain, tokenizer=Letters(), router=rule(plain[0]), draft=draft)
+    decoder = MixedDecoder(*plain, tokenizer=Letters(), router=rule(plain[1]), draft=draft)
     expected = decoder.generate_all(requests)
     models = [build(seed=seed) for seed in seeds]
     with emulated_cuda(monkeypatch) as device:
         runners = [GraphRunner(on_device(model), slots=5, context=120) for model in models]
-        decoder = MixedDecoder(*runners, tokenizer=Letters(), router=rule(runners[0]), draft=draft)
+        decoder = MixedDecoder(*runners, tokenizer=Letters(), router=rule(runners[1]), draft=draft)
         device.waits.clear()
         got = decoder.generate_all(requests)
     assert [each.error for each in got] == [None] * len(requests)
@@ -243,9 +243,9 @@ def test_recorded_decisions_and_features_of_a_text_are_those_of_the_cpu(
 
     def learned_from(pair: list[TorchRunner]) -> tuple[list[Any], Any]:
         recorder = Recorder([1, 2, 3], 20)
-        router = RStitchPlus(a_policy(pair[0]).policy, 0.7, recorder=recorder)
+        router = RStitchPlus(a_policy(pair[1]).policy, 0.7, recorder=recorder)
         MixedDecoder(*pair, tokenizer=Letters(), router=router).generate_all(requests)
-        return recorder.read(), read_features(pair[0], [4, 8, 15], text, count=5)
+        return recorder.read(), read_features(pair[1], [4, 8, 15], text, count=5)
 
     seeds = (1, NEAR + 1)
     decisions, features = learned_from([TorchRunner(build(seed=seed), slots=3) for seed in seeds])
@@ -256,6 +256,29 @@ def test_recorded_decisions_and_features_of_a_text_are_those_of_the_cpu(
     for one, other in [*zip(got, decisions, strict=True), (there, features)]:
         for name in type(other).__slots__:
             torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("draft", [0, None])
+@pytest.mark.parametrize("router", ["replay", "entropy", "R2R"])
+def test_a_pair_on_two_gpus_writes_the_same(
+    router: str, draft: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, seeds = [*requests_of(5, 2), *all_options()], (1, NEAR + 1)
+    plain = [TorchRunner(build(seed=seed), slots=5, context=120) for seed in seeds]
+    rule = ROUTERS[router]
+    decoder = MixedDecoder(*plain, tokenizer=Letters(), router=rule(plain[1]), draft=draft)
+    expected = decoder.generate_all(requests)
+    models = [build(seed=seed) for seed in seeds]
+    with emulated_cuda(monkeypatch, 2):
+        # The small model on the second GPU.
+        runners = [
+            GraphRunner(on_device(model, index), slots=5, context=120)
+            for index, model in zip((0, 1), models, strict=True)
+        ]
+        decoder = MixedDecoder(*runners, tokenizer=Letters(), router=rule(runners[1]), draft=draft)
+        got = decoder.generate_all(requests)
+    assert [each.error for each in got] == [None] * len(requests)
+    assert tokens_of(got) == tokens_of(expected)
 
 
 def test_an_upload_does_not_wait(cuda: Device) -> None:

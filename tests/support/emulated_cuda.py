@@ -1,8 +1,9 @@
-"""A CUDA device without a GPU: tensors that say they are on "cuda:N", with their numbers in host memory.
+"""CUDA without a GPU: tensors that say they are on "cuda:N", with their numbers in host memory.
 
 Every operation runs on the CPU, under the rules that a GPU has and a CPU has not:
 
-- An operation on tensors of both devices is an error, but for copies, single numbers and indices.
+- An operation on tensors of several devices is an error, but for copies, and for single numbers and indices
+  of the host.
 - While a graph is captured, nothing may be read by the host, nor uploaded from memory that is not pinned.
 - Streams and events belong to the current device unless another is named; a capture on a stream of another
   device than the tensors' records nothing, and torch captures on the device that was current at first.
@@ -126,9 +127,8 @@ class Graph:
 class Device(TorchDispatchMode):
     """Runs operations on the emulated device."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.device = torch.device("cuda", index)
         self.current = 0  # the device of what names none
         self.first_stream: int | None = None  # the device that torch captures on by default
         self.waits: list[str] = []
@@ -136,7 +136,8 @@ class Device(TorchDispatchMode):
         self.replays = 0
         self.graphs: list[Graph] = []
         self._capturing: Graph | None = None
-        self.uploads: list[tuple[Tensor, Tensor]] = []  # pinned memory, and what it held
+        self._capture_index = 0
+        self.uploads: list[tuple[int, Tensor, Tensor]] = []  # device, pinned memory, and what it held
         self._pinned: set[int] = set()
         self._kept: list[Tensor] = []
         self._methods = _Methods(self)
@@ -150,17 +151,15 @@ class Device(TorchDispatchMode):
         super().__exit__(*error)
         self._methods.__exit__(*error)
 
-    def wait(self, why: str) -> None:
-        """The host waits until all that was launched is done."""
-        uploads, self.uploads = self.uploads, []
-        self.finish(why, uploads)
-
-    def finish(self, why: str, uploads: list[tuple[Tensor, Tensor]]) -> None:
-        """The host waits until these uploads are done."""
-        if self._capturing is not None:
+    def wait(self, why: str, index: int | None = None, before: int | None = None) -> None:
+        """The host waits until all that was launched on a device, or the first uploads of all, are done."""
+        index = self.current if index is None else index
+        if self._capturing is not None and index == self._capture_index:
             raise RuntimeError(f"{why}: operation not permitted when stream is capturing")
         self.waits.append(why)
-        for memory, held in uploads:
+        done = [each for each in self.uploads[:before] if each[0] == index]
+        self.uploads = [each for each in self.uploads if not any(each is other for other in done)]
+        for _, memory, held in done:
             if not torch.equal(memory, held):
                 raise AssertionError("pinned memory was written before its upload was waited for")
 
@@ -172,8 +171,7 @@ class Device(TorchDispatchMode):
     @contextmanager
     def capture(self, graph: Graph, index: int) -> Iterator[None]:
         """Record on a stream of the device with this index."""
-        if index == self.device.index:
-            self._capturing = graph
+        self._capturing, self._capture_index = graph, index
         try:
             yield
         finally:
@@ -191,70 +189,73 @@ class Device(TorchDispatchMode):
             if kwargs.pop("pin_memory", None):
                 return self.pin(func(*args, **kwargs))
             return func(*args, **kwargs)
-        self._check(name, given)
+        index = self._index(name, given, target)
         to_host = name == "_to_copy" and target is not None and torch.device(target).type == "cpu"
-        self._note_transfers(name, args, kwargs, to_host)
+        self._note_transfers(name, args, kwargs, to_host, index)
         if "device" in kwargs:
             kwargs["device"] = CPU
         kwargs.pop("pin_memory", None)
         plain_args, plain_kwargs = tree_map(_numbers, (args, kwargs))
         plain_kwargs.pop("non_blocking", None)
-        self._keep_memory(func, plain_args, plain_kwargs)
+        captures = self._capturing is not None and index == self._capture_index
+        if captures:
+            self._keep_memory(func, plain_args)
         found = func(*plain_args, **plain_kwargs)
         if name == "_to_copy" and not to_host and found is plain_args[0]:
             found = found.clone()
-        self._record(func, name, plain_args, plain_kwargs, found)
+        self._record(func, plain_args, plain_kwargs, found, captures)
         if to_host or name in WAITS or (name == "copy_" and not isinstance(args[0], OnDevice)):
             return args[0] if name == "copy_" else found
         by_memory = {id(_numbers(each)): each for each in given}
-        return tree_map(lambda each: self._wrapped(each, by_memory), found)
+        device = torch.device("cuda", index)
+        return tree_map(lambda each: _wrapped(each, by_memory, device), found)
 
-    def _check(self, name: str, given: list[Tensor]) -> None:
+    def _index(self, name: str, given: list[Tensor], target: Any) -> int:
+        """The index of the device that an operation runs on."""
+        found = [each.device.index for each in given if isinstance(each, OnDevice)]
         host = [each for each in given if not isinstance(each, OnDevice) and each.dim()]
-        if host and name not in MIXES and any(isinstance(each, OnDevice) for each in given):
-            raise RuntimeError(f"{name}: expected all tensors on one device, found cuda:0 and cpu")
+        if name not in COPIES and (len(set(found)) > 1 or (found and host and name not in MIXES)):
+            places = sorted({str(each.device) for each in given})
+            raise RuntimeError(f"{name}: expected all tensors on one device, found {', '.join(places)}")
+        if target is not None and torch.device(target).type == "cuda":
+            index = torch.device(target).index
+            return self.current if index is None else index
+        return found[0]
 
-    def _note_transfers(self, name: str, args: Any, kwargs: Any, to_host: bool) -> None:
+    def _note_transfers(self, name: str, args: Any, kwargs: Any, to_host: bool, index: int) -> None:
         """Count what the host waits for, and check what may not happen now."""
         indices = args[1] if name in INDEXED else ()
         flags = any(each is not None and each.dtype == torch.bool for each in indices)
         if name in WAITS or to_host or flags or (name == "where" and len(args) == 1):
-            self.wait(name)
+            self.wait(name, index)
         elif name == "copy_" and not isinstance(args[0], OnDevice):
-            self.wait("copy to the host")
+            self.wait("copy to the host", index)
         elif name in MIXES:
             waits = not (kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,)))
             for source in _tensors(args[1:] if name == "copy_" else args):
                 if not isinstance(source, OnDevice) and (source.dim() or name != "copy_"):
-                    self._upload(source, waits)
+                    self._upload(source, waits, index)
 
-    def _upload(self, source: Tensor, waits: bool) -> None:
+    def _upload(self, source: Tensor, waits: bool, index: int) -> None:
         if _address(source) in self._pinned and not waits:
-            self.uploads.append((source, source.clone()))
+            self.uploads.append((index, source, source.clone()))
         else:
-            self.wait("upload")
+            self.wait("upload", index)
 
-    def _record(self, func: Any, name: str, args: Any, kwargs: Any, found: Any) -> None:
-        given = {_address(each) for each in _tensors((args, kwargs))}
-        results = [each if isinstance(each, Tensor) else None for each in tree_flatten(found)[0]]
-        view = func.is_view or all(each is None or _address(each) in given for each in results)
-        if not (view and not func._schema.is_mutable):
-            self.kernels += 1
-        if self._capturing is not None:
-            self._capturing.kernels.append((func, args, kwargs, results))
-
-    def _keep_memory(self, func: Any, args: Any, kwargs: Any) -> None:
+    def _keep_memory(self, func: Any, args: Any) -> None:
         """Note what memory held before a capture writes to it."""
-        if self._capturing is None or not func._schema.is_mutable:
-            return
+        assert self._capturing is not None
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
                 self._capturing.keep(value.untyped_storage())
 
-    def _wrapped(self, value: Any, by_memory: dict[int, Tensor]) -> Any:
-        if not isinstance(value, Tensor) or isinstance(value, OnDevice):
-            return value
-        return by_memory[id(value)] if id(value) in by_memory else OnDevice(value, self.device)
+    def _record(self, func: Any, args: Any, kwargs: Any, found: Any, captures: bool) -> None:
+        given = {_address(each) for each in _tensors((args, kwargs))}
+        results = [each if isinstance(each, Tensor) else None for each in tree_flatten(found)[0]]
+        view = all(each is None or _address(each) in given for each in results)
+        self.kernels += not view or func._schema.is_mutable
+        if captures and self._capturing is not None:
+            self._capturing.kernels.append((func, args, kwargs, results))
 
 
 class _Methods(TorchFunctionMode):
@@ -291,7 +292,8 @@ def _to(tensor: Tensor, *args: Any, non_blocking: bool = False, copy: bool = Fal
             non_blocking = True
     device = torch.device(kwargs.get("device") or tensor.device)
     dtype = kwargs.get("dtype") or tensor.dtype
-    if not copy and device.type == tensor.device.type and dtype == tensor.dtype:
+    there = device.type == tensor.device.type and device.index in (None, tensor.device.index)
+    if not copy and there and dtype == tensor.dtype:
         return tensor
     return aten._to_copy(tensor, dtype=dtype, device=device, non_blocking=non_blocking)
 
@@ -370,6 +372,12 @@ def _numbers(value: Any) -> Any:
     return value.numbers if isinstance(value, OnDevice) else value
 
 
+def _wrapped(value: Any, by_memory: dict[int, Tensor], device: torch.device) -> Any:
+    if not isinstance(value, Tensor) or isinstance(value, OnDevice):
+        return value
+    return by_memory[id(value)] if id(value) in by_memory else OnDevice(value, device)
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [each for each in tree_flatten(tree)[0] if isinstance(each, Tensor)]
 
@@ -383,20 +391,18 @@ def _same_memory(one: Tensor, other: Tensor) -> bool:
 
 
 class Event:
-    """`torch.cuda.Event`, recorded on the current stream."""
+    """`torch.cuda.Event`, recorded on a stream, of the current device unless one is given."""
 
     def __init__(self, device: Device) -> None:
-        self._device = device
-        self._after: list[tuple[Tensor, Tensor]] = []
+        self._device, self._index = device, 0
+        self._uploads = 0
 
     def record(self, stream: Stream | None = None) -> None:
-        index = self._device.current if stream is None else stream.index
-        self._after = self._device.uploads if index == self._device.device.index else []
+        self._index = self._device.current if stream is None else stream.index
+        self._uploads = len(self._device.uploads)
 
     def synchronize(self) -> None:
-        self._device.finish("event", self._after)
-        if self._after is self._device.uploads:
-            self._device.uploads = []
+        self._device.wait("event", self._index, self._uploads)
 
 
 class Stream:
@@ -430,9 +436,9 @@ class _Capture:
 
 
 @contextmanager
-def emulated_cuda(monkeypatch: Any, index: int = 0) -> Iterator[Device]:
-    """An emulated device as "cuda:`index`" of torch, the last of so many; the first is the current one."""
-    device = Device(index)
+def emulated_cuda(monkeypatch: Any, count: int = 1) -> Iterator[Device]:
+    """So many emulated devices as those of torch; the first is the current one."""
+    device = Device()
 
     @contextmanager
     def current(name: Any) -> Iterator[None]:
@@ -452,7 +458,7 @@ def emulated_cuda(monkeypatch: Any, index: int = 0) -> Iterator[Device]:
         "graph": partial(_Capture, device),
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
-        "device_count": lambda: index + 1,
+        "device_count": lambda: count,
         "mem_get_info": lambda *_: (64 << 30, 80 << 30),
         "max_memory_allocated": lambda *_: 0,
         "get_device_capability": lambda *_: (9, 0),
