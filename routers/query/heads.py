@@ -22,7 +22,8 @@ from torch.nn import functional as F
 NEIGHBOURS = 60
 SIMILARITY_SCALE = 10.0  # a neighbour has the weight exp(SIMILARITY_SCALE * cosine)
 DENSE_FROM = 16  # questions from which sums over neighbours are one matrix product
-CHUNK = 2**26  # numbers of a matrix of asked and known questions that are in memory at a time
+EQUAL = 2**16  # parts of 1: cosines in the same one are equal
+CHUNK = 2**25  # numbers of a matrix of asked and known questions that are in memory at a time
 PRIOR_NEIGHBOURS = 2.0  # weight of a column's mean, in neighbours
 RIDGE = 2.0
 FEATURE_SCALE = 10.0  # factor of squared embeddings, so that the same ridge fits any encoder of unit length
@@ -106,10 +107,19 @@ class NeighboursHead:
         self._zero_filled = values.nan_to_num(0.0) if self._known is not None else values
 
     def nearest(self, embeddings: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Cosines and row indices of the nearest known questions, each [N, count]."""
-        count = min(count, len(self.embeddings))
-        nearest = [(part @ self.embeddings.T).topk(count) for part in self._chunks(embeddings)]
-        return torch.cat([each.values for each in nearest]), torch.cat([each.indices for each in nearest])
+        """Cosines and row indices of the nearest known questions, each [N, count].
+
+        Of questions that are equally near, such as those of one text, the first come first: which they are
+        must not follow from rounding, and so from the questions that are asked at the same time.
+        """
+        count, ranks = min(count, len(self.embeddings)), torch.arange(len(self.embeddings)).flip(0)
+        cosines, indices = [], []
+        for part in self._chunks(embeddings):
+            found = part @ self.embeddings.T
+            order = (found * EQUAL).round().long() * len(ranks) + ranks
+            indices.append(order.topk(count).indices)
+            cosines.append(found.gather(1, indices[-1]))
+        return torch.cat(cosines), torch.cat(indices)
 
     def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Rows of asked questions, so few at a time that their matrices with all known ones stay small."""

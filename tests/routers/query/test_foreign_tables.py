@@ -15,6 +15,7 @@ from viaticum.errors import DataError, InputError
 from viaticum.routers.query.calibration import cost_ratios
 from viaticum.routers.query.evaluate import evaluate
 from viaticum.routers.query.fit import fit
+from viaticum.routers.query.heads import NeighboursHead
 from viaticum.routers.query.learn import add
 from viaticum.routers.query.leave_out import evaluate_leaving_out
 from viaticum.routers.query.outcome_matrix import OutcomeMatrix
@@ -123,3 +124,26 @@ def test_an_arm_beyond_the_known_ones_costs_nothing_less_than_nothing() -> None:
     assert more.parameters.added is not None
     assert float(more.parameters.added.prices.min()) >= 0
     assert float(more.predict_texts([rows[0].question]).cost.min()) >= 0
+
+
+def test_a_question_is_predicted_the_same_alone_and_among_others() -> None:
+    """Also where very many known questions are equally near."""
+    router, _ = fitted(lambda row: row)
+    texts = [row.question for row in outcomes(60, seed=3)[::4]]
+    together = router.predict_texts(texts)
+    for number, text in enumerate(texts):
+        alone = router.predict_texts([text])
+        assert torch.equal(alone.indices[0], together.indices[number])
+        assert torch.allclose(alone.accuracy[0], together.accuracy[number], atol=1e-5)
+        assert torch.allclose(alone.trust[0], together.trust[number], atol=1e-5)
+
+
+def test_of_many_questions_with_one_text_the_first_are_the_nearest() -> None:
+    rng = np.random.default_rng(0)
+    known = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((4, 384))).float(), dim=1)
+    head = NeighboursHead(known.repeat_interleave(50, 0), torch.zeros(200, 1))
+    for asked in (known, known[:1], known[[2, 0, 1]]):
+        cosines, indices = head.nearest(asked, 20)
+        begins = (indices[:, :1] // 50) * 50
+        assert torch.equal(indices, begins + torch.arange(20))
+        assert torch.allclose(cosines, torch.ones_like(cosines))
