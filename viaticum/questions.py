@@ -80,8 +80,9 @@ def parse_question(row: Mapping[str, Any], number: int, location: str) -> Questi
         raise DataError(f"{location}: {error}") from None
     query = Query(with_options(text, golds.options), golds.kind or "auto")
     first, *others = golds.accepted or (None,)
+    given = row.get("id")
     return Question(
-        str(row.get("id", number)),
+        str(number if given in (None, "") or given != given else given),  # NaN: missing in a table of pandas
         query,
         first,
         tuple(each for each in others if each is not None),

@@ -169,7 +169,9 @@ class OutcomeMatrix:
         outcomes = list(outcomes)
         if not outcomes:
             raise DataError("the outcome table is empty; profile at least one question")
-        models = {row.model for row in (*outcomes, *verdicts)}
+        wanted = None if pairs is None else set(pairs)
+        models = {row.model for row in outcomes if wanted is None or row.pair in wanted}
+        models |= {row.model for row in verdicts}
         if prices is not None and (missing := sorted(models - set(prices))):
             raise InputError(f"no price for {', '.join(missing)}; add them to the prices")
         names = {Pair(*each) for each in {(row.model, row.strategy) for row in outcomes}}

@@ -130,16 +130,17 @@ class Artefact:
                     f"{folder} has a {self.name} of format {metadata['format']}; "
                     f"this version reads {self.format}"
                 )
+            checksum = metadata["sha256"]
             artefact = make(metadata.pop("shape"), metadata)
             weights = (folder / self.weights_file).read_bytes()
         except FileNotFoundError:
             raise InputError(self.missing.format(folder=folder)) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{folder / self.metadata_file} is damaged ({error}); {self.repair}") from None
         weights_path = folder / self.weights_file
-        if hashlib.sha256(weights).hexdigest() != metadata["sha256"]:
+        if hashlib.sha256(weights).hexdigest() != checksum:
             raise DataError(
                 f"{weights_path} is cut short or not the one that {self.metadata_file} belongs to; "
                 f"{self.repair}"

@@ -139,6 +139,15 @@ def test_files_that_are_not_prices_are_refused(text: str, tmp_path: Path) -> Non
         read_prices(tmp_path / "none.json")
 
 
+def test_rows_that_are_left_out_need_no_price() -> None:
+    rows = outcomes(5)
+    known = tuple(sorted({row.pair for row in rows if row.model == "tiny"}))
+    prices = {"tiny": (1.0, 2.0)}
+    assert OutcomeMatrix.from_outcomes(rows, prices, known).pairs == known
+    with pytest.raises(InputError, match="no price for big, mid"):
+        OutcomeMatrix.from_outcomes(rows, prices)
+
+
 def test_near_duplicates_are_found_through_numbers_and_chains() -> None:
     texts = [
         "Baker made 121 cakes and sold 105 of them. How many cakes are left?",

@@ -423,7 +423,14 @@ def test_damaged_routers_are_named(trained: TrainedRouter, tmp_path: Path) -> No
     )
     with pytest.raises(DataError, match="not finite"):
         TrainedRouter.load(tmp_path)
-    for broken in ("{", json.dumps({"format": 9}), json.dumps({"format": 1, "shape": {}})):
+    unsigned = {name: each for name, each in json.loads(metadata).items() if name != "sha256"}
+    for broken in (
+        "{",
+        "[]",
+        json.dumps({"format": 9}),
+        json.dumps({"format": 1, "shape": {}}),
+        json.dumps(unsigned),
+    ):
         facts.write_text(broken)
         with pytest.raises(DataError):
             TrainedRouter.load(tmp_path)
