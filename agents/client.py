@@ -11,7 +11,6 @@ import asyncio
 import copy
 import os
 import signal
-import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -24,12 +23,13 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.types import Command
 
 from viaticum.agents.build import open_workflow
-from viaticum.agents.draining import DrainGate
+from viaticum.agents.draining import DrainGate, drain_all
 from viaticum.agents.question_runs import QuestionRuns
 from viaticum.agents.workflow.approval import parse_decision
 from viaticum.agents.workflow.arguments import as_query, as_questions, thread_config, with_settings
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event
+from viaticum.agents.workflow.feedback import record_outcome
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.latencies import Seconds
 from viaticum.agents.workflow.many import StartDeadline, in_tasks, in_threads
@@ -37,12 +37,10 @@ from viaticum.agents.workflow.open_streams import OpenStream
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.sessions import Sessions
-from viaticum.agents.workflow.settings import LIVE_OUTCOMES, Dollars, SettingsKeywords, WorkflowSettings
+from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.state import Allowance
-from viaticum.agents.workflow.telemetry import record_feedback
-from viaticum.agents.workflow.watched_router import now
 from viaticum.budgets import Budget, Ledger
 from viaticum.checks import checked_count, checked_seconds, checked_text, checked_type
 from viaticum.display import html_facts
@@ -50,12 +48,10 @@ from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import GenerationKeywords
 from viaticum.models.base import Model
 from viaticum.money import format_usd
-from viaticum.outcomes import append_outcome
-from viaticum.questions import digest_of
 from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.shadow_samples import SHADOWS
 from viaticum.signals import drain_on
-from viaticum.types import Answer, AnswerKind, Message, Outcome, Pair, Query, Row
+from viaticum.types import Answer, AnswerKind, Message, Pair, Query, Row
 
 DRAIN_SECONDS = 30.0
 Item = TypeVar("Item")
@@ -300,17 +296,7 @@ class Viaticum:
         elsewhere, it continues. Shadow calls have the same half and at most their
         `wait_seconds`; then they end and are settled.
         """
-        until = time.monotonic() + (checked_seconds("timeout", timeout) if timeout else 0)
-        if self._shadow is None:
-            return self._gate.drain(until - time.monotonic())
-        left = max(0.0, until - time.monotonic())
-        wait = min(left / 2, self._shadow.sampling.wait_seconds)
-        settle = {"settle_seconds": left - wait}
-        ending = threading.Thread(target=self._shadow.close, args=(wait,), kwargs=settle, daemon=True)
-        ending.start()  # beside the questions, which may take all of the time
-        ended = self._gate.drain(until - time.monotonic())
-        ending.join(max(0.0, until - time.monotonic()))
-        return ended
+        return drain_all(self._gate, self._shadow, checked_seconds("timeout", timeout) if timeout else 0.0)
 
     def drain_on(self, *signals: signal.Signals, timeout: float = DRAIN_SECONDS) -> None:
         """`drain` on one of these signals (SIGTERM by default), then do what the signal did before.
@@ -447,33 +433,10 @@ class Viaticum:
         Raises:
             InputError: no pair gave the answer, or an argument is of another type.
         """
-        text = as_query(question, "auto", ()).text
+        query = as_query(question, "auto", ())
         checked_type("answer", answer, Answer, "the Answer that solve returned")
         checked_type("correct", correct, bool, "True or False")
-        if not answer.routes:
-            raise InputError("no pair gave this answer, so there is nothing to learn from it")
-        pair, is_only_pair = answer.routes[-1].pair, len(answer.routes) == 1
-        row = Outcome(
-            dataset="live",
-            question_id=digest_of(text),
-            question=text,
-            model=pair.model,
-            strategy=pair.strategy,
-            answer=answer.value,
-            correct=correct,
-            input_tokens=answer.usage.input_tokens if is_only_pair else None,
-            output_tokens=answer.usage.output_tokens if is_only_pair else None,
-            cost_nanousd=answer.cost if is_only_pair else None,
-            seconds=answer.usage.seconds if is_only_pair else None,
-            finish_reason=answer.finish_reason,
-        )
-        expected = self.router.expectation(as_query(question, "auto", ()), answer.routes[-1].row)
-        others: dict[str, object] = {"at": now()}
-        if expected is not None and is_only_pair:
-            others |= {"expected_accuracy": answer.routes[-1].row.accuracy, "profile": expected.profile}
-        append_outcome(self._settings.home / LIVE_OUTCOMES, row, others)
-        record_feedback(str(pair), correct, answer.routes[-1].row.accuracy if is_only_pair else None)
-        return self._settings.home / LIVE_OUTCOMES
+        return record_outcome(self._settings.home, self.router, query, answer, correct)
 
 
 def _answer_in(events: Generator[Event | Answer, None, None]) -> Answer:

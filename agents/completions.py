@@ -17,7 +17,7 @@ from typing import Any
 from langgraph.checkpoint.memory import InMemorySaver
 
 from viaticum import strategies
-from viaticum.agents.cancellation import CallerGone, CancellationToken
+from viaticum.agents.cancellation import CallerGone, CancellableModel, CancellationToken
 from viaticum.agents.capable import (
     first_that_answers,
     given_answer,
@@ -27,17 +27,22 @@ from viaticum.agents.capable import (
     settings_for,
 )
 from viaticum.agents.client import Viaticum
-from viaticum.agents.workflow.call_streams import WatchedStream
 from viaticum.agents.workflow.calls import Calls, SettledCall, asked_models
-from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.agents.workflow.deadlines import Deadline, given_deadline
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece
 from viaticum.agents.workflow.sessions import count_tokens
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance, RowAllowance
-from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
+from viaticum.errors import InputError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.messages import refuse_cache_marks, refuse_parts, without_cache_marks, without_marks
-from viaticum.models.base import Generation, Model, StreamPiece
+from viaticum.messages import (
+    query_from_messages,
+    refuse_cache_marks,
+    refuse_parts,
+    without_cache_marks,
+    without_marks,
+)
+from viaticum.models.base import Generation, Model
 from viaticum.models.remote.prices import may_write_cache
 from viaticum.models.settings import chat_messages, resolve
 from viaticum.residency import NO_RESTRICTION, Residency
@@ -48,9 +53,7 @@ from viaticum.types import (
     Answer,
     Message,
     Pair,
-    Query,
     ThinkingDelta,
-    TokenCount,
     Usage,
     split_model,
 )
@@ -245,7 +248,7 @@ def _without_hints(client: Viaticum, request: CompletionRequest) -> CompletionRe
 
 def _routed_chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionEvent, None, None]:
     """One paid call of the model that the router prefers, or of the next one where that fails."""
-    request = replace(request, deadline=_deadline(client, request))
+    request = replace(request, deadline=given_deadline(request.deadline, client.max_seconds))
     names = models_in_order(
         client,
         request.messages,
@@ -315,7 +318,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
         prompt = model.prompt_tokens(messages, generation)
         room = max(1, spec.usable_context - prompt)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, room))
-    deadline = _deadline(client, request)
+    deadline = given_deadline(request.deadline, client.max_seconds)
     calls = Calls(
         client.catalogue, client.ledger, client.model, deadline, client.labels, resumes=request.resumes
     )
@@ -345,13 +348,6 @@ def _chat_end(request: CompletionRequest, call: SettledCall) -> CompletionFinish
         stop_string=done.stop_string,
         key=request.key,
     )
-
-
-def _deadline(client: Viaticum, request: CompletionRequest) -> Deadline | None:
-    """The request's, else that of the client's settings, from now on."""
-    if request.deadline is not None or client.max_seconds is None:
-        return request.deadline
-    return Deadline.after(client.max_seconds)
 
 
 def _default_limit(model: Model, context: int, messages: Sequence[Message]) -> int:
@@ -434,18 +430,6 @@ def missing_answer(answer: Answer) -> str:
     return f"\n\n{answer.value}" if answer.text else answer.value
 
 
-def query_from_messages(messages: Sequence[Message]) -> Query:
-    """A conversation as a question: its last message, after those before it.
-
-    Raises:
-        InputError: the last message is not the user's.
-    """
-    *before, last = messages
-    if last["role"] != "user":
-        raise InputError(f"the last message is the {last['role']}'s; end with the user's question")
-    return Query(last["content"], messages=tuple(before))
-
-
 def _derive(client: Viaticum, request: CompletionRequest, token: CancellationToken) -> Viaticum:
     """The client with the request's budget, policy and pair, and with models that check the token.
 
@@ -463,31 +447,3 @@ def _derive(client: Viaticum, request: CompletionRequest, token: CancellationTok
         can_restart=not request.is_streamed,
         model=lambda name: CancellableModel(client.model(name), token),
     )
-
-
-class CancellableModel(Model):
-    """A model that checks a token before each piece."""
-
-    def __init__(self, model: Model, token: CancellationToken) -> None:
-        self.model, self.token = model, token
-        self.name, self.members, self.runs_here = model.name, model.members, model.runs_here
-
-    def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
-        return self.model.worst_case(messages, max_new_tokens)
-
-    def count(self, text: str) -> int:
-        return self.model.count(text)
-
-    @property
-    def counting_hint(self) -> str:
-        return self.model.counting_hint
-
-    def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        return self.model.worst_case_of(messages, generation)
-
-    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
-        try:
-            self.token.wait()
-        except CallerGone:  # as an error: nothing was read, so nothing is charged
-            raise ModelError("whoever asked went away before the model began") from None
-        return WatchedStream(self.model.stream(messages, generation), before=self.token.wait)

@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from viaticum.agents.workflow.nodes import StoppableRun, is_inside_run
 from viaticum.agents.workflow.open_streams import CLOSED, OpenStream
+from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.errors import ClientClosed, Draining, LedgerError, ViaticumError
 
 CLOSING_SECONDS = 30.0  # that current calls have to end by themselves where a client is closed
@@ -145,3 +146,20 @@ class DrainGate:
     def _after_fork(self) -> None:
         if self._process != os.getpid():
             self._begin()
+
+
+def drain_all(gate: DrainGate, shadow: ShadowSampler | None, timeout: float) -> bool:
+    """`DrainGate.drain`, and shadow calls beside the runs, which may take all of the time.
+
+    Shadow calls have half of `timeout` (seconds) and at most their `wait_seconds`; then they end.
+    """
+    until = time.monotonic() + timeout
+    if shadow is None:
+        return gate.drain(timeout)
+    wait = min(timeout / 2, shadow.sampling.wait_seconds)
+    settle = {"settle_seconds": timeout - wait}
+    ending = threading.Thread(target=shadow.close, args=(wait,), kwargs=settle, daemon=True)
+    ending.start()
+    ended = gate.drain(until - time.monotonic())
+    ending.join(max(0.0, until - time.monotonic()))
+    return ended

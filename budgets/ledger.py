@@ -28,21 +28,15 @@ from viaticum.budgets import postings, rules
 from viaticum.budgets.records import (
     Entry,
     Hold,
-    amounts,
-    checked_lease,
     checked_name,
     checked_result,
-    checked_tags,
     checked_usage,
     digest,
     elementwise_max,
-    snapshot,
-    worst_costs,
 )
 from viaticum.budgets.request_limits import RequestLimit
 from viaticum.budgets.scopes import ScopeLedger
 from viaticum.budgets.store import Rows
-from viaticum.budgets.tagging import current_tags
 from viaticum.budgets.write_buffer import Claim, Settlement, WriteBuffer
 from viaticum.checks import checked_items, checked_type
 from viaticum.errors import BudgetExceeded, HoldError, LedgerError, ViaticumError
@@ -150,7 +144,7 @@ class Ledger(ScopeLedger):
 
     def _wanted(self, budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
         """The hold of a claim. Raises `ModelNotAllowed` where its data may not go there."""
-        wanted, labels = _hold_from_claim(budget, claim, unpriced, lease), frozenset(claim.labels)
+        wanted, labels = claim.hold(budget, unpriced, lease), frozenset(claim.labels)
         residency = self.residency(budget)
         if labels != ANY_LABEL and not residency.allows(labels):
             raise residency.refusal(dict.fromkeys(wanted.usage, labels))
@@ -421,25 +415,6 @@ class Ledger(ScopeLedger):
     def end_lease(self, name: str, owner: str) -> None:
         """Free a lease. Without effect where another owner has it."""
         self._store.write(lambda rows: rows.end_lease(name, owner))
-
-
-def _hold_from_claim(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
-    """Validate a claim and compute its hold."""
-    usage = checked_usage(claim.usage)
-    prices = snapshot(claim.prices, usage, unpriced)
-    needed = amounts(usage, worst_costs(usage, prices))
-    return Hold(
-        checked_name("hold key", claim.key),
-        budget,
-        "reserved",
-        *needed,
-        usage,
-        prices,
-        "",
-        parameters=claim.parameters,
-        tags=checked_tags({**current_tags(), **checked_tags(claim.tags)}),
-        lease=checked_lease(lease),
-    )
 
 
 def _checked_settlement(settlement: Settlement) -> Settlement:

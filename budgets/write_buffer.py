@@ -11,8 +11,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from viaticum.budgets.chain import Chain
-from viaticum.budgets.records import TERMINAL_KINDS, Entry, EntryKind, Hold, HoldState
+from viaticum.budgets.records import (
+    TERMINAL_KINDS,
+    Entry,
+    EntryKind,
+    Hold,
+    HoldState,
+    amounts,
+    checked_lease,
+    checked_name,
+    checked_tags,
+    checked_usage,
+    snapshot,
+    worst_costs,
+)
 from viaticum.budgets.store import EntryColumns, Rows, Scope, entry_from_columns
+from viaticum.budgets.tagging import current_tags
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
@@ -33,6 +47,28 @@ class Claim:
     tags: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
     labels: Iterable[str] = ()
+
+    def hold(self, budget: str, unpriced: tuple[str, ...], lease: int) -> Hold:
+        """Its hold in a budget, once it is checked.
+
+        Args:
+            unpriced: models that may go without a price.
+            lease: seconds.
+        """
+        usage = checked_usage(self.usage)
+        prices = snapshot(self.prices, usage, unpriced)
+        return Hold(
+            checked_name("hold key", self.key),
+            budget,
+            "reserved",
+            *amounts(usage, worst_costs(usage, prices)),
+            usage,
+            prices,
+            "",
+            parameters=self.parameters,
+            tags=checked_tags({**current_tags(), **checked_tags(self.tags)}),
+            lease=checked_lease(lease),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"ground", "strategies", "routers", "decoders"},
     "training": LOCAL,
     "agents.workflow": CORE | {"models"},
-    "agents.cancellation": {"ground"},
+    "agents.cancellation": {"ground", "models", "agents.workflow"},
     "agents.draining": {"ground", "agents.workflow"},
     "agents.build": WORKFLOW,
     "agents.question_runs": WORKFLOW | {"agents.draining"},

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from viaticum.errors import InputError
-from viaticum.types import Message
+from viaticum.types import Message, Query
 
 
 def with_history(history: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
@@ -79,3 +79,15 @@ def without_marks(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: without_marks(each) for name, each in value.items() if name != "cache_control"}
     return [without_marks(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def query_from_messages(messages: Sequence[Message]) -> Query:
+    """A conversation as a question: its last message, after those before it.
+
+    Raises:
+        InputError: the last message is not the user's.
+    """
+    *before, last = messages
+    if last["role"] != "user":
+        raise InputError(f"the last message is the {last['role']}'s; end with the user's question")
+    return Query(last["content"], messages=tuple(before))

@@ -29,6 +29,7 @@ from viaticum.errors import InputError
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.models.remote.prices import check_cache_writes
 from viaticum.money import Price, as_price
+from viaticum.types import TokenCount
 
 Prices = Mapping[str, Price | tuple[Dollars, Dollars]]
 
@@ -63,6 +64,13 @@ class CallBounds:
     def text(self, text: str) -> int:
         """Tokens of a request that is one text."""
         return REQUEST_TOKENS + MESSAGE_TOKENS + self.count(text)
+
+    def worst_case(self, request: ModelRequest[Any]) -> TokenCount:
+        """Upper bounds of what a request reads and writes. Raises `InputError` for what has none."""
+        limit, settings = self.limit(request), CallSettings(request.model, request.model_settings)
+        settings.check(limit, self.setting)
+        # A server may read the prompt once for each answer.
+        return TokenCount(self.prompt(request, settings) * settings.answers, limit * settings.answers)
 
     def prompt(self, request: ModelRequest[Any], settings: CallSettings) -> int:
         """An upper bound of the tokens of the request. Raises `InputError` for what has no bound."""

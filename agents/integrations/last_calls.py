@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from langchain.agents.middleware import ModelRequest
+from langchain.agents.middleware import AgentState, ModelRequest
+from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 
@@ -22,6 +23,12 @@ from viaticum.agents.integrations.wrap_up import ANSWER_TOKENS, GROWTH_TOKENS, c
 from viaticum.budgets import Ledger
 from viaticum.errors import BudgetExceeded, HoldError, LedgerError
 from viaticum.types import TokenCount
+
+
+class BudgetState(AgentState[Any]):
+    """An agent's state, with the name of its run."""
+
+    viaticum_run: NotRequired[Annotated[str, PrivateStateAttr]]
 
 
 @dataclass(frozen=True)

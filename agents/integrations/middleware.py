@@ -15,13 +15,12 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, get_args
+from typing import Any, Literal, get_args
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langgraph.runtime import Runtime
 
-from viaticum.agents.instrumentation.call_settings import CallSettings
 from viaticum.agents.integrations.model_labels import ChatModelGuard
 from viaticum.agents.workflow.approval import (
     Decision,
@@ -47,11 +46,10 @@ from viaticum.errors import (
 )
 from viaticum.money import budget_nanousd
 from viaticum.residency import Only, Residency
-from viaticum.types import Pair, Row, TokenCount
+from viaticum.types import Pair, Row
 
 try:
-    from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
-    from langchain.agents.middleware.types import PrivateStateAttr
+    from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 
     from viaticum.agents.integrations.call_approval import (
         AskedRuns,
@@ -63,24 +61,18 @@ try:
     )
     from viaticum.agents.integrations.call_attempts import Attempts, install
     from viaticum.agents.integrations.call_bounds import CallBounds, Prices, model_name, prices_of
+    from viaticum.agents.integrations.call_holds import CallHolds
     from viaticum.agents.integrations.held_calls import HeldCall, end_call, settle_call
-    from viaticum.agents.integrations.last_calls import LastCalls, run_of
+    from viaticum.agents.integrations.last_calls import BudgetState, LastCalls, run_of
     from viaticum.agents.integrations.run_deadlines import RunDeadlines, acall_until, call_until, check_time
 except ImportError:
     raise MissingExtra("langchain", "langchain") from None
 
 MAX_TOKENS = 1024
-BYTES_COUNTED = "every byte counts as a token, which is several times too many; count takes a tokenizer"
 OnCap = Literal["finish", "cheaper", "ask", "stop"]
 LAST_SHARE = 0.1  # of a run's time, for its last call, until calls of its model were seen
 Sync = Callable[[ModelRequest[Any]], ModelResponse[Any]]
 Async = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
-
-
-class BudgetState(AgentState[Any]):
-    """An agent's state, with the name of its run."""
-
-    viaticum_run: NotRequired[Annotated[str, PrivateStateAttr]]
 
 
 class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
@@ -167,16 +159,17 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             self._guard.check(model_name(model), model)
         self.prices = prices_of(prices)
         self.unpriced = tuple(unpriced)
-        counted = count or (lambda text: len(text.encode(errors="surrogatepass")))
-        self.bounds = CallBounds(self.prices, max_tokens, max_tokens_setting, counted, tuple(provider_tools))
+        self._holds = CallHolds(self.ledger, self.budget_name, self.prices, self.unpriced, self._guard, count)
+        self.bounds = CallBounds(
+            self.prices, max_tokens, max_tokens_setting, self._holds.count_text, tuple(provider_tools)
+        )
         self.on_cap: OnCap = on_cap
         self.cheaper = tuple(cheaper)
         self.deadlines, self._latencies = RunDeadlines(max_seconds), CallLatencies(self.ledger)
         if soft_limits is not None:
             weakref.finalize(self, SoftLimitWatch(self.ledger, soft_limits).close)
         self._asked = AskedRuns()
-        self._last = LastCalls(self.ledger, self.bounds, self._reserve_call, self.cheaper, {})
-        self._hint = "" if count else BYTES_COUNTED
+        self._last = LastCalls(self.ledger, self.bounds, self._holds.reserve, self.cheaper, {})
         self._meets_attempts = install()
         self._inside_tool: Callable[[], AbstractContextManager[None]] = nullcontext
         if hold_tools:
@@ -248,7 +241,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(self, request: ModelRequest[Any], handler: Sync) -> ModelResponse[Any] | AIMessage:
         held = self._hold_or_free(request)
         while isinstance(held, HeldCall):
-            attempts = self._attempts(held)
+            attempts = self._holds.attempts(held)
             try:
                 with attempts.inside(is_met=self._meets_attempts):
                     response = call_until(self._until(held), handler, held.request)
@@ -263,7 +256,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> ModelResponse[Any] | AIMessage:
         held = self._hold_or_free(request)
         while isinstance(held, HeldCall):
-            attempts = self._attempts(held)
+            attempts = self._holds.attempts(held)
             try:
                 with attempts.inside(is_met=self._meets_attempts):
                     response = await acall_until(self._until(held), handler, held.request)
@@ -293,15 +286,6 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         if not isinstance(error, DeadlineExceeded) or not is_late:
             raise error
         return self._stopped(request, error) if held.is_last else self._at_cap(request, error)
-
-    def _attempts(self, held: HeldCall) -> Attempts:
-        def reserve(key: str, most: TokenCount | None) -> None:
-            hold = self.ledger.hold(held.key)
-            assert hold is not None
-            (worst,) = hold.usage.values()
-            self._reserve_call(key, held.request.model, most or worst)
-
-        return Attempts(self.ledger, held.key, reserve, self.bounds.count)
 
     def _without_attempt(
         self, request: ModelRequest[Any], held: HeldCall, error: BudgetExceeded | BudgetClosed
@@ -368,12 +352,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self._guard.check(model_name(request.model), request.model)
         check_time(self.deadline(request.state), self.seconds_of(request.model), model_name(request.model))
         limit = self.bounds.limit(request)
-        settings = CallSettings(request.model, request.model_settings)
-        settings.check(limit, self.bounds.setting)
-        prompt = self.bounds.prompt(request, settings)
-        # A server may read the prompt once for each answer.
-        worst = TokenCount(prompt * settings.answers, limit * settings.answers)
-        self._reserve_call(key, request.model, worst)
+        self._holds.reserve(key, request.model, self.bounds.worst_case(request))
         if self.on_cap == "finish" and run_of(request.state):  # at whose end it is freed
             try:
                 self._last.hold(request, limit)
@@ -385,19 +364,6 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self.ledger.dispatch(key)
         settings_sent = {**request.model_settings, self.bounds.setting: limit}
         return HeldCall(key, request.override(model_settings=settings_sent))
-
-    def _reserve_call(self, key: str, model: BaseChatModel, worst: TokenCount) -> None:
-        name = model_name(model)
-        self.ledger.reserve(
-            self.budget_name,
-            key,
-            {name: worst},
-            self.prices,
-            tags={"model": name, "door": "agent"},
-            unpriced=self.unpriced,
-            hint=self._hint,
-            labels=self._guard.labels(name, model),
-        )
 
     def _reserve_cheaper(self, request: ModelRequest[Any]) -> HeldCall | None:
         for model in self.cheaper:

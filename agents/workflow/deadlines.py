@@ -61,6 +61,11 @@ def first_deadline(*deadlines: Deadline | None) -> Deadline | None:
     return min(filter(None, deadlines), key=lambda each: each.until, default=None)
 
 
+def given_deadline(deadline: Deadline | None, seconds: float | None) -> Deadline | None:
+    """A deadline, else one so many seconds from now; None where neither is given."""
+    return Deadline.after(seconds) if deadline is None and seconds is not None else deadline
+
+
 def in_time(rows: Sequence[RowT], seconds: SecondsOf[RowT], deadline: Deadline | None) -> list[RowT]:
     """The rows that are expected to end in time: in nine of ten cases, or else in half of them.
 

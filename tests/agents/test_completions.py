@@ -17,10 +17,10 @@ from viaticum.agents.completions import (
     available_names,
     check_name,
     complete,
-    query_from_messages,
 )
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.errors import UnknownName
+from viaticum.messages import query_from_messages
 from viaticum.types import Message, Query
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 6 times 7?"}]
