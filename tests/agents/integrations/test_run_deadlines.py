@@ -171,9 +171,8 @@ async def test_a_quicker_model_goes_on_where_the_agent_s_own_takes_too_long(
     first = middleware(ledger, budget_name="agent", on_cap="stop")
     for model, calls in ((worker, 5), (quick, 5)):
         for _ in range(calls):
-            handled = first._reserve_call
             key = f"k{len(list(ledger.entries('agent')))}"
-            handled(key, model, first_count())
+            first._holds.reserve(key, model, first_count())
             ledger.dispatch(key)
             model._wait()
             ledger.settle(key, {model.model: first_count()})
@@ -269,7 +268,7 @@ async def test_the_router_heeds_what_is_left(ledger: Ledger, clock: FakeTime) ->
     before = middleware(ledger, budget_name="agent", on_cap="stop")
     for name, seconds in (("slow", 300.0), ("quick", 0.0)):
         for number in range(5):
-            before._reserve_call(f"{name}{number}", models[name], first_count())
+            before._holds.reserve(f"{name}{number}", models[name], first_count())
             ledger.dispatch(f"{name}{number}")
             clock.sleep(seconds)
             ledger.settle(f"{name}{number}", {name: first_count()})
