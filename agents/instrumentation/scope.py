@@ -81,7 +81,7 @@ class BudgetScope:
         self._process = os.getpid()
         self._ratios: dict[str, PromptRatio] = {}
         self._kept: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream that is collected meanwhile is settled in the same thread
         self._entered: list[object] = []
         self._within = WeakKeyDictionary[BudgetScope, bool]()  # a scope stays where it is in its tree
         self.parent = parent

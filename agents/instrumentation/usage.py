@@ -38,6 +38,7 @@ class UsageReader:
         self._has_output = False
         self._waiting = self._held_back = b""
         self.is_complete = False  # whether the last event of a stream has passed, or its report
+        self._finished, self._unfinished = set[str](), set[str]()  # choices of OpenAI's streams
         self.kept: dict[str, int] = {}  # what the provider keeps, by id: tokens that it counted
 
     def read(self, body: bytes) -> None:
@@ -114,8 +115,17 @@ class UsageReader:
         self._take(value)
         is_report = bool(value.get("usage")) and not value.get("choices")
         if self.api in ("chat", "completions"):
-            self.is_complete = self.is_complete or is_report
+            self._note_choices(value.get("choices"))
+            self.is_complete = self.is_complete or (bool(value.get("usage")) and not self._unfinished)
         return not (self._hides and is_report)
+
+    def _note_choices(self, choices: Any) -> None:
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, Mapping):
+                self._unfinished.add(str(choice.get("index")))
+                if choice.get("finish_reason"):
+                    self._finished.add(str(choice.get("index")))
+        self._unfinished -= self._finished
 
     def _take(self, value: Mapping[str, Any]) -> None:
         for name in ("message", "response"):  # where events of Anthropic and of the Responses API have it

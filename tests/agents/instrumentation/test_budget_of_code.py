@@ -359,6 +359,14 @@ def test_the_end_of_an_answer_waits_for_the_event_after_it() -> None:
     assert reader.is_complete
     assert reader.count() == TokenCount(12, 5)
     assert reader.feed(b"data: [DONE]\n\n") == b"data: [DONE]\n\n"
+    reader = UsageReader("chat")
+    usage = {"prompt_tokens": 12, "completion_tokens": 5}
+    reader.feed(event(choices=[{"index": 0, "delta": {"content": "It"}, "finish_reason": None}], usage=usage))
+    assert not reader.is_complete, "a sum of what was written so far"
+    assert reader.feed(first) == b""
+    last = event(choices=[{"index": 0, "delta": {"content": ""}, "finish_reason": None}], usage=usage)
+    assert reader.feed(last) == first + last
+    assert reader.is_complete, "a report in an event with a choice, as OpenRouter sends it"
     unreported = UsageReader("chat")
     assert unreported.feed(first) == b""
     assert unreported.finish() == first
