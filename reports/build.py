@@ -40,7 +40,7 @@ def build(
     Args:
         runs: folders of jobs, their RESULTS files, or outcome tables.
         out: the file to write; it appears whole or not at all.
-        format: by default what the name of `out` ends in, else HTML.
+        format: by default what the name of `out` ends in; HTML where it ends in none.
         outcomes: a table, or several, with every single pair's answers to these questions, to compare with.
         ledger: where the jobs' ledger is, in place of what they say.
         title: by default the runs' names.
@@ -90,8 +90,13 @@ def _title(names: Sequence[str]) -> str:
 
 def _format(path: Path, asked: str | None) -> Format:
     if asked is None:
-        endings: dict[str, Format] = {f".{each}": each for each in FORMATS}
-        return endings.get(path.suffix.lower(), "html")
+        endings: dict[str, Format] = {"": "html", ".htm": "html", **{f".{each}": each for each in FORMATS}}
+        suffix = path.suffix.lower()
+        if suffix not in endings:
+            raise InputError(
+                f"no report ends in {suffix}: end {path.name} in .html, .md, .json or .png, or say --format"
+            )
+        return endings[suffix]
     for each in FORMATS:
         if asked == each:
             return each

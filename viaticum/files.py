@@ -59,6 +59,13 @@ def atomic_file(path: str | Path, *, advice: str = "") -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def check_is_no_input(out: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raise `InputError` where results would take the place of a file that they are made of."""
+    for each in inputs:
+        if os.path.exists(out) and os.path.exists(each) and os.path.samefile(out, each):
+            raise InputError(f"{out} is the file that is read; name another one for the results")
+
+
 def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Write a whole file through `atomic_file`; text as UTF-8, its line ends unchanged."""
     with atomic_file(path) as scratch:

@@ -18,7 +18,7 @@ from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
 from viaticum.errors import InputError, reason
-from viaticum.files import private_folder, run_lock
+from viaticum.files import check_is_no_input, private_folder, run_lock
 from viaticum.jobs import CACHE, JOB, PROVIDER_BATCHES, ROWS, Job
 from viaticum.money import budget_nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
@@ -44,8 +44,10 @@ def no_job(out: str | Path) -> InputError:
     )
 
 
-def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
+def prepare_folder(out: Path, source: Path, *, resume: bool, force: bool) -> Path:
     """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way.
+
+    The results never take the place of their questions, `source`.
 
     With force what it holds stays until the new job may begin (`clear_folder`). A folder that no job made is
     in the way, whatever is asked.
@@ -55,6 +57,7 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
         raise InputError("resume goes on and force starts over; give one of them")
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    check_is_no_input(out, [source])
     if out.exists() and not out.is_file():  # a folder, /dev/stdout
         raise InputError(f"cannot write {out}: it is no regular file; give another --out")
     if not resume and not force:

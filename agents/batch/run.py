@@ -106,7 +106,7 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
     input_file = Input.open(source, format=settings.format, skip=settings.skip, limit=settings.limit)
     configure = engine_for(settings.engine, settings.cluster, settings.ledger_address)
     with ExitStack() as stack:
-        folder = prepare_folder(Path(out), resume=settings.resume, force=settings.force)
+        folder = prepare_folder(Path(out), input_file.path, resume=settings.resume, force=settings.force)
         stack.enter_context(acquire_job_lock(folder))
         if settings.force:
             check_nothing_waits(folder)

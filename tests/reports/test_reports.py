@@ -712,6 +712,9 @@ def test_an_output_that_exists_or_cannot_be_written_is_refused_before_any_work(t
     ):
         with pytest.raises(InputError, match=match):
             build(tmp_path / "nothing", out)
+    for name in ("answers.jsonl", "r.txt", "r.csv"):
+        with pytest.raises(InputError, match=r"end .* in \.html, \.md, \.json or \.png, or say"):
+            build(tmp_path / "nothing", tmp_path / name, force=True)
     assert (tmp_path / "there.md").read_text() == "mine"
     with pytest.raises(InputError, match="unknown format 'pdf'"):
         build(tmp_path / "nothing", tmp_path / "r.pdf", format="pdf")  # type: ignore[arg-type]

@@ -371,6 +371,24 @@ def test_split_by_question_with_near_duplicates_together(tmp_path: Path) -> None
         run(*arguments, "--share", "1")
 
 
+def test_no_table_is_written_over_one_that_is_read(tmp_path: Path) -> None:
+    """A split reads its tables once for each part: the second would be made of the first."""
+    path = tmp_path / "all.jsonl"
+    write_outcomes(path, outcomes(60))
+    before = path.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(path)
+    other = tmp_path / "other.jsonl"
+    for train, aside in ((path, other), (other, path), (other, tmp_path / "link.jsonl")):
+        with pytest.raises(InputError, match="is the file that is read"):
+            run("split", path, "--train", train, "--held-out", aside)
+    with pytest.raises(InputError, match="both parts would be"):
+        run("split", path, "--train", other, "--held-out", other)
+    with pytest.raises(InputError, match="is the file that is read"):
+        run("import", path, "--out", path)
+    assert path.read_bytes() == before
+    assert not other.exists()
+
+
 def test_a_table_without_texts_is_split_too(tmp_path: Path) -> None:
     """Ids that differ by their numbers are no near-duplicates."""
     rows = [replace(row, question="") for row in outcomes(60)]

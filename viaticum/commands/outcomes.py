@@ -18,6 +18,7 @@ from viaticum.commands.budget import Where
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.table import print_table
 from viaticum.errors import DataError, InputError
+from viaticum.files import check_is_no_input
 from viaticum.money import format_usd
 
 app = typer.Typer(no_args_is_help=True, help="Import, show, merge, split and reprice outcome tables.")
@@ -80,6 +81,7 @@ def import_(
         sources, keep = sources or [_feedback_file()], "last" if keep == "error" else keep
     elif not sources:
         raise InputError("nothing to import; name the files")
+    check_is_no_input(out, sources)
     importer = Importer("table" if live else source_format, settings, _from_ledger(ledger) if live else None)
     summary = _write(out, unique(chain.from_iterable(_numbered(importer, each) for each in sources), keep))
     left_out = dict(importer.left_out)
@@ -150,6 +152,10 @@ def split(
 
     if not 0 < share < 1:
         raise InputError(f"--share is above 0 and below 1, got {share:g}")
+    if train.absolute() == held_out.absolute():
+        raise InputError(f"both parts would be {train}; name a table for each")
+    for part in (train, held_out):
+        check_is_no_input(part, tables)
     texts: dict[tuple[str, str], str] = {}
     for values in unique(_rows(tables), "last"):
         texts.setdefault(_key(values), values["question"])

@@ -113,6 +113,18 @@ def test_places_where_nothing_can_be_written_are_told_before_anything_is_paid(tm
     assert not (tmp_path / "ledger.db").exists() or not rows_paid(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "link.jsonl"])
+def test_results_never_take_the_place_of_their_questions(tmp_path: Path, name: str) -> None:
+    source = write_questions(tmp_path / "in.jsonl", 3)
+    (tmp_path / "link.jsonl").symlink_to(source)
+    before = source.read_bytes()
+    for how in ({}, {"force": True}, {"resume": True}):
+        with pytest.raises(InputError, match="is the file that is read"):
+            run(tmp_path, out=tmp_path / name, **how)
+    assert source.read_bytes() == before
+    assert not (tmp_path / "ledger.db").exists()
+
+
 def rows_paid(folder: Path) -> int:
     with sqlite3.connect(folder / "ledger.db") as database:
         found: int = database.execute("SELECT count(*) FROM holds").fetchone()[0]
