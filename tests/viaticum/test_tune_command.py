@@ -126,6 +126,18 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server: KindServer, 
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_judge_that_is_among_the_models_is_named_before_anything_is_paid(
+    server: KindServer, tmp_path: Path
+) -> None:
+    arguments = [*arguments_in(tmp_path, server, 75), "--budget", "1", "--dry-run"]
+    words = "dear will grade its own answers too"
+    assert words in CliRunner().invoke(app, [*arguments, "--judge", "dear"]).stdout
+    other = CliRunner().invoke(app, [*arguments, "--judge", "dear", "--models", "cheap"])
+    assert other.exit_code == 0
+    assert words not in other.stdout
+    assert not server.requests
+
+
 def test_answers_are_generated_as_the_command_says(server: KindServer, tmp_path: Path) -> None:
     arguments = arguments_in(tmp_path, server, 60)
     whole, short = (
