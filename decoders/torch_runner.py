@@ -61,7 +61,7 @@ class TorchRunner(Runner):
         if blocks is not None and blocks < 1:
             raise InputError(f"a runner needs at least one block of {BLOCK} positions, got {blocks}")
         check_layers(model.config)
-        if "position_ids" not in inspect.signature(model.forward).parameters:
+        if "position_ids" not in inspect.signature(type(model).forward).parameters:
             raise ModelError(
                 f"{type(model).__name__} counts the positions of a text itself, so that several in one "
                 "call would be mixed up; take another model"

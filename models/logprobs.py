@@ -27,7 +27,7 @@ def openai_logprobs(result: Result, tokenizer: Any) -> tuple[Mapping[str, Any], 
     bytes_of = cache(lambda token: token_bytes(tokenizer, token, added))
     written = [bytes_of(each.token) for each in entries]
     text = result.text.lstrip()  # space behind a thought is not shown
-    while result.finish_reason == "stop" and written and _joined(written[:-1]).startswith(text):
+    while result.stop_string and written and _joined(written[:-1]).startswith(text):
         written.pop()  # of the stop string
     return tuple(
         {

@@ -85,6 +85,15 @@ def test_bytes_of_tokens_of_any_vocabulary() -> None:
     assert found == [b" to", b"\xe2", "\u00e9t".encode(), b"<|end|>", b""]
 
 
+def test_no_token_is_lost_where_a_text_ends_within_a_character(tiny_catalogue: Catalogue) -> None:
+    tokenizer = LocalModels(tiny_catalogue).model("tiny-small").tokenizer
+    tokens = tokenizer.encode("a\u65e5")[:-1]  # two of its three bytes, then a stop id
+    trace = Trace(("s", "l"), (*tokens, tokenizer.eos_token_id), (1,) * 4, (0.0,) * 4)
+    entries = tuple(TokenLogprobs(token, -0.5) for token in tokens)
+    result = Result(tokenizer.decode(tokens), "stop", trace, {}, 1.0, logprobs=entries)
+    assert written(openai_logprobs(result, tokenizer)) == "a\u65e5".encode()[:-1]
+
+
 def test_added_tokens_are_asked_for_once_a_text() -> None:
     """A tokenizer lists them anew each time, which took longer than writing the text."""
 
