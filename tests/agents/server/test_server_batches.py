@@ -665,6 +665,21 @@ def test_a_line_waits_for_its_provider_without_slot_and_hold(
         server.assert_settled()
 
 
+def test_a_line_that_waits_for_its_second_choice_keeps_the_first(tmp_path: Path, far: OpenAIServer) -> None:
+    """What is paid for is not asked again, and no choice is lost."""
+    catalogue = Catalogue.load(write_catalogue(tmp_path)).with_models(spec_for(far))
+    with serving(tmp_path, catalogue=catalogue, budget="10", concurrency=1) as server, sdk(server) as client:
+        far.script = ["ok", (429, {"retry-after": "2"}, "slow down")]
+        batch = ended(client, create(client, jsonl(line("a", "far", n=2))))
+        (answer,) = rows(client, batch.output_file_id).values()
+        choices = answer["response"]["body"]["choices"]
+        assert [each["finish_reason"] for each in choices] == ["stop", "stop"]
+        assert {each["message"]["content"] for each in choices} == {"you said: What is 6 times 7?"}
+        assert len(far.requests) == 3
+        assert [hold.state for hold in server.client.ledger.holds()] == ["posted", "void", "posted"]
+        server.assert_settled()
+
+
 def test_a_line_that_waits_for_its_provider_is_not_sent_once_its_key_is_revoked(
     tmp_path: Path, far: OpenAIServer
 ) -> None:
