@@ -104,7 +104,8 @@ class ProviderRateLimiter:
         if self._remaining is not None:
             if self._remaining <= 0:
                 return max(pause, self._reset_at - now)
-            self._remaining -= 1
+            if pause <= _longest.get():  # else it is not sent
+                self._remaining -= 1
         return pause
 
 

@@ -10,10 +10,16 @@ from openai_server import OpenAIServer, spec_for
 
 from viaticum.agents.batch import run_batch
 from viaticum.catalogue import Catalogue
+from viaticum.errors import ProviderWait
 from viaticum.jobs import read_rows
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
-from viaticum.models.remote.rate_limits import ProviderRateLimiter, parse_duration
+from viaticum.models.remote.rate_limits import (
+    ProviderRateLimiter,
+    check_wait,
+    parse_duration,
+    waiting_at_most,
+)
 from viaticum.routers.query.fake import FakeRouter
 
 
@@ -71,6 +77,27 @@ def test_a_rejection_blocks_all_requests_for_at_most_a_minute() -> None:
     limiter.block(3600)
     asks(limiter, clock)
     assert clock.slept == [3.0, 0.5, 60.0]
+
+
+def test_a_call_that_may_not_wait_so_long_takes_no_request_of_the_limit() -> None:
+    clock = Clock()
+    limiter = ProviderRateLimiter(clock)
+    with limiter.acquire(clock.sleep):
+        limiter.update({"x-ratelimit-remaining-requests": "2", "x-ratelimit-reset-requests": "60s"})
+    limiter.block(30.0)
+    for _ in range(5):
+        with (
+            waiting_at_most(1.0),
+            pytest.raises(ProviderWait, match="30 seconds") as error,
+            limiter.acquire(lambda seconds: check_wait("far", seconds)),
+        ):
+            pass
+        assert (error.value.seconds, error.value.is_refusal) == (30.0, False)
+    clock.now += 30
+    asks(limiter, clock, 2)
+    assert clock.slept == []
+    asks(limiter, clock)
+    assert clock.slept == [30.0]
 
 
 @pytest.mark.parametrize(
