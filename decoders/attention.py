@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -178,6 +179,7 @@ class AttentionContext:
     layers: int = 0
 
 
+_ATTENDED: WeakSet[Any] = WeakSet()  # models whose layers have used spans: their errors are errors
 _CONTEXT: ContextVar[AttentionContext | None] = ContextVar("attention_context", default=None)
 
 
@@ -197,7 +199,7 @@ def attending(spans: Sequence[Span], model: Any) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if context.layers or is_out_of_memory(error):
+        if context.layers or model in _ATTENDED or is_out_of_memory(error):
             raise
         failure = f" ({error})"
     finally:
@@ -208,6 +210,7 @@ def attending(spans: Sequence[Span], model: Any) -> Iterator[None]:
             f"several texts{failure}; take a model whose attention transformers lets others replace "
             "(AttentionInterface)"
         )
+    _ATTENDED.add(model)
 
 
 def slot_attention(

@@ -290,6 +290,20 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
     assert decoder.generate(Request([1, 2], 5)).finish_reason == "length"
 
 
+def test_an_error_before_the_first_layer_is_no_attention_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose layers have read their slots before: what fails now is something else."""
+    decoder = single(1)
+    assert decoder.generate(Request([1, 2], 5)).finish_reason == "length"
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(decoder.runners[1].model.get_input_embeddings(), "forward", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access") as failed:
+        decoder.generate(Request([3, 4], 5))
+    assert "attention" not in str(failed.value)
+
+
 @pytest.mark.parametrize("model", [0, 1])
 def test_damaged_weights_of_either_model_end_the_texts_that_need_it(model: int) -> None:
     damaged = build(seed=model)
