@@ -39,6 +39,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+MOST_NAMES = 20  # that a message lists: a ledger may have thousands of budgets
+
 
 def one_line(message: object, most: int | None = None) -> str:
     """A message, of another library say, on one line: runs of white space become one space.
@@ -68,7 +70,9 @@ class UnknownName(InputError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
         near = get_close_matches(name, self.known, n=1) if isinstance(name, str) else ()
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.known) or 'none'}"
+        more = f" and {len(self.known) - MOST_NAMES} more" if len(self.known) > MOST_NAMES else ""
+        names = ", ".join(self.known[:MOST_NAMES]) or "none"
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {names}{more}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -66,6 +66,8 @@ def check_readable(path: Path) -> None:
     """Raise `InputError` where there is no such file, or one that cannot be read more than once."""
     if not path.exists():
         raise InputError(f"cannot read {path}: there is no such file")
+    if path.is_dir():
+        raise InputError(f"cannot read {path}: it is a folder; name a file in it")
     if not path.is_file():
         raise InputError(f"cannot read {path}: it is no regular file; a pipe is read once, so save it first")
 

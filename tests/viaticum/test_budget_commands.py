@@ -84,6 +84,17 @@ def test_a_limit_is_above_zero_dollars(run: Run, where: str, limit: str) -> None
         assert done.stderr == f"error: a budget is above zero dollars, got {limit}\n"
 
 
+def test_an_unknown_name_lists_some_of_many(run: Run, where: str) -> None:
+    with Ledger(where) as ledger:
+        for number in range(25):
+            ledger.create(f"job-{number:02}", limit_nanousd=1)
+    assert run("show", "zzz", code=1).stderr.endswith("job-18, job-19 and 5 more\n")
+    assert "did you mean 'job-24'" in run("show", "job24", code=1).stderr
+    assert (
+        "unknown kind of entry 'pst'; did you mean 'post'?" in run("entries", "--kind", "pst", code=1).stderr
+    )
+
+
 def spend(where: str) -> None:
     """Below org > run: one call posted, one void, one dispatched and one reserved."""
     with Ledger(where) as ledger:

@@ -142,6 +142,11 @@ def test_a_file_without_the_column_says_which_it_has(tmp_path: Path, text: bytes
     assert says in str(caught.value)
 
 
+def test_a_folder_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it is a folder; name a file in it"):
+        list(read_records(tmp_path))
+
+
 def test_a_pipe_is_told_from_a_missing_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "q.csv")
     with pytest.raises(InputError, match="a pipe is read once, so save it first"):

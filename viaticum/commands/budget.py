@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -34,7 +34,7 @@ from viaticum.commands.budget_output import (
     write_csv,
 )
 from viaticum.commands.table import print_table
-from viaticum.errors import InputError
+from viaticum.errors import InputError, UnknownName
 from viaticum.money import budget_nanousd, format_usd
 
 if TYPE_CHECKING:
@@ -211,6 +211,10 @@ def list_entries(
     where: Where = None,
 ) -> None:
     """List the entries, oldest first. --json prints one object per line."""
+    from viaticum.budgets.records import EntryKind
+
+    if kind is not None and kind not in get_args(EntryKind):
+        raise UnknownName("kind of entry", kind, get_args(EntryKind))
     entries: deque[Entry] = deque(maxlen=last or None)
     with opened_ledger(where, read_only=read_only) as ledger:
         ledger.each_entry(

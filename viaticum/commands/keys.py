@@ -12,11 +12,13 @@ import typer
 from viaticum.commands.generation import Only
 from viaticum.commands.serve import Folder
 from viaticum.commands.table import print_table
+from viaticum.errors import InputError
 from viaticum.money import budget_nanousd
 
 if TYPE_CHECKING:
     from viaticum.agents.server.api_keys import ApiKey, ApiKeyStore
 
+KEYS = "keys.db"
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke the API keys of `viaticum serve`.")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -57,7 +59,7 @@ def create(
             ledger.create(scope, limit_nanousd=budget_nanousd(limit), parent=parent)
         elif scope is not None:
             ledger.budget(scope)
-    with _open_keys(folder) as keys:
+    with _open_keys(folder, make=True) as keys:
         token, key = keys.create(
             name, scope=scope, models=model or (), only=only, per_minute=rate, metrics=metrics, team=team
         )
@@ -70,8 +72,10 @@ def create(
 @app.command("list")
 def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
     """List the keys, revoked ones too."""
-    with _open_keys(folder) as keys:
-        rows = keys.all()
+    rows: list[ApiKey] = []
+    if folder is not None or (_home(None) / KEYS).exists():
+        with _open_keys(folder) as keys:
+            rows = keys.all()
     if as_json:
         typer.echo(json.dumps([_to_json(key) for key in rows]))
         return
@@ -112,7 +116,12 @@ def _home(folder: Path | None) -> Path:
     return folder or default_path().parent
 
 
-def _open_keys(folder: Path | None) -> ApiKeyStore:
+def _open_keys(folder: Path | None, *, make: bool = False) -> ApiKeyStore:
     from viaticum.agents.server.api_keys import ApiKeyStore
 
-    return ApiKeyStore(_home(folder) / "keys.db")
+    path = _home(folder) / KEYS
+    if not make and not path.exists():
+        raise InputError(
+            f"no keys in {path.parent}; name their folder, or make one: viaticum keys create NAME"
+        )
+    return ApiKeyStore(path)

@@ -240,6 +240,13 @@ def test_keys_on_the_command_line(tmp_path: Path) -> None:
     assert isinstance(refused.exception, UnknownName)
 
 
+@pytest.mark.parametrize("words", [("list",), ("revoke", "alice")])
+def test_keys_that_are_looked_for_elsewhere_make_no_store(tmp_path: Path, words: tuple[str, ...]) -> None:
+    refused = run(tmp_path / "typo", *words)
+    assert f"no keys in {tmp_path / 'typo'}" in str(refused.exception)
+    assert not (tmp_path / "typo").exists()
+
+
 def test_a_key_sees_the_metrics_of_its_own_budget_alone(server: RunningServer) -> None:
     server.client.ledger.create("team/eve", limit_nanousd=100 * WORD, parent="team")
     tokens = {
