@@ -31,7 +31,7 @@ from viaticum.agents.server.service import Service
 from viaticum.agents.workflow.calls import posted_nanousd
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.budgets.tagging import tagged
-from viaticum.errors import BudgetExceeded, ProviderWait
+from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, ProviderWait
 
 TRIES = 6  # of a line whose provider is busy or away, and that cost nothing yet
 REFUSALS = 3 * TRIES  # by its provider that a line waits after, between which its calls do not try again
@@ -137,12 +137,21 @@ class LineAnswers:
             await self._wait(recall, halt, max(found.retry_after or 0, 2.0 ** (tries - 1)))
 
     async def _wait(self, recall: Recall, halt: asyncio.Event, seconds: float) -> None:
-        """Wait for a provider while the line's key may still have it asked. Raises `Interrupted`."""
+        """Wait for a provider while the line's key may have it asked, and pay. Raises `Interrupted`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + min(LONGEST_WAIT, seconds)
         while (left := until - loop.time()) > 0:
             await unless(halt, asyncio.sleep(min(left, RECALL_SECONDS)))
-            await recall()
+            with suppress(LedgerError):  # it is asked for again, at the latest with the line
+                if await self._is_closed(await recall()):
+                    return
+
+    async def _is_closed(self, caller: Caller) -> bool:
+        try:
+            await self.service.run_in_thread(self.service.client.ledger.check_open, caller.scope)
+        except BudgetClosed:
+            return True
+        return False
 
     async def _may_fit(self, caller: Caller, refusal: BudgetExceeded) -> bool:
         ledger = self.service.client.ledger

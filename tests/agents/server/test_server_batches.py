@@ -703,6 +703,21 @@ def test_a_line_that_waits_for_its_provider_is_not_sent_once_its_key_is_revoked(
         assert [hold.state for hold in server.client.ledger.holds()] == ["void"]
 
 
+def test_a_line_that_waits_for_its_provider_is_not_sent_once_its_budget_is_closed(
+    tmp_path: Path, far: OpenAIServer
+) -> None:
+    catalogue = Catalogue.load(write_catalogue(tmp_path)).with_models(spec_for(far))
+    with serving(tmp_path, catalogue=catalogue, budget="10", concurrency=1) as server, sdk(server) as client:
+        far.script = [(429, {"retry-after": "60"}, "slow down")]
+        batch = create(client, jsonl(line("a", "far")))
+        wait_until(lambda: len(far.requests) == 1 and server.service.limiter.running == 0)
+        server.client.ledger.pause("serve")
+        (answer,) = rows(client, ended(client, batch).error_file_id).values()
+        assert answer["response"]["status_code"] == 402
+        assert answer["response"]["body"]["error"]["code"] == "budget_closed"
+        assert len(far.requests) == 1
+
+
 def test_a_line_whose_provider_refuses_for_good_has_its_error(
     tmp_path: Path, far: OpenAIServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
