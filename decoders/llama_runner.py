@@ -185,10 +185,10 @@ class LlamaRunner(Runner):
         return RunnerOutput(logits, torch.isfinite(logits.sum(-1)), states)
 
     def _chunks(self, entries: list[tuple[int, int, bool]]) -> Iterator[list[tuple[int, int, bool]]]:
-        """Entries of one call each: llama.cpp aborts the process over a call larger than its cache."""
+        """Entries of one call each: llama.cpp aborts the process over a call larger than it was made for."""
         first = 0
         while first < len(entries):
-            last = first + min(BATCH_TOKENS, self._cells)  # the cache may have grown meanwhile
+            last = first + self._call_tokens  # the cache may have grown meanwhile
             yield entries[first:last]
             first = last
 
@@ -359,6 +359,8 @@ class LlamaRunner(Runner):
             raise ModelError(f"llama.cpp cannot make a KV cache of {cells:,} positions: {summary(errors)}")
         self._finalizers.append(weakref.finalize(self, self._c.llama_free, made))
         self._cells = int(self._c.llama_n_ctx(made))
+        # Less than the cells where these were rounded up.
+        self._call_tokens = int(self._c.llama_n_batch(made))
         return int(made)
 
 

@@ -246,6 +246,26 @@ def test_texts_that_do_not_fit_together_wait_and_end_as_if_they_did(
     assert empty(decoder)
 
 
+@pytest.mark.parametrize("positions", [96, 192, 300])
+def test_more_tokens_than_a_small_cache_was_made_for_are_read_in_parts_or_refused(
+    files: dict[int, Path], positions: int
+) -> None:
+    """The cache has more cells than were asked for, a call no more tokens: beyond, the process would end."""
+    runner = LlamaRunner(files[0], slots=4, context=96, cache_dtype=torch.float32, positions=positions)
+    rng = random.Random(3)
+    texts = [[rng.randrange(VOCABULARY) for _ in range(60)] for _ in range(4)]
+    logits = runner.extend(range(4), texts)
+    for row, text in enumerate(texts):
+        assert_close(logits[row], plain_logits(text))
+    runner.free_slots = []
+    if runner._cells < 320:
+        with pytest.raises(OutOfBlocks):
+            runner.extend(range(4), [[1] * 20] * 4)
+    else:
+        runner.extend(range(4), [[1] * 20] * 4)
+    runner.close()
+
+
 def test_a_call_that_finds_no_room_changes_nothing(
     files: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
