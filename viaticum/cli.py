@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 
 import typer
 
@@ -93,7 +94,8 @@ _EXTRAS = {
 def _first_steps(error: ViaticumError) -> str:
     """What to do on a machine where nothing is set up yet."""
     if isinstance(error, WeightsError) and "not on this machine" in str(error):
-        return " (`viaticum models pull` without a name fetches all that is used by default)"
+        also = "" if find_spec("torch") else "; models that run here also need: pip install 'viaticum[local]'"
+        return f" (`viaticum models pull` without a name fetches all that is used by default{also})"
     return ""
 
 

@@ -19,6 +19,12 @@ PATIENCE = 30.0  # seconds to wait for a thread of somebody else's that is impor
 Found = TypeVar("Found")
 
 
+def check_installed(package: str, extra: str) -> None:
+    """Raise `MissingExtra` where a package is not installed; imports nothing."""
+    if find_spec(package) is None:
+        raise MissingExtra(package, extra)
+
+
 def imported(package: str, extra: str, load: Callable[[], Found]) -> Found:
     """Return what `load` imports from a package, also while a thread that knows no lock is importing it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ main()
     ("missing", "arguments"),
     [
         ("torch", ["router", "fit", "q.jsonl", "--out", "router"]),
+        ("torch", ["demo", "--pull"]),
         ("scipy,scipy.sparse", ["tune", "q.jsonl", "--budget", "1", "--out", "router", "--dry-run"]),
     ],
 )
@@ -37,3 +39,19 @@ def test_one_line_names_the_extra(tmp_path: Path, missing: str, arguments: list[
     package = missing.partition(",")[0]
     assert done.returncode == 1
     assert done.stderr == f"error: {package} is not installed; run: pip install 'viaticum[local]'\n"
+
+
+@pytest.mark.parametrize("missing", ["torch", "nothing"])
+def test_missing_weights_name_the_extra_that_they_need(tmp_path: Path, missing: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, missing, "solve", "1+1?", "--budget", "0.01"],
+        cwd=tmp_path,
+        env=os.environ | {"VIATICUM_HOME": str(tmp_path), "VIATICUM_CACHE": str(tmp_path / "none")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    assert "`viaticum models pull` without a name fetches" in done.stderr
+    assert ("pip install 'viaticum[local]'" in done.stderr) is (missing == "torch")

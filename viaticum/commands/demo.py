@@ -50,8 +50,10 @@ def demo(
     from viaticum.demo.questions import demo_questions, router_folder
     from viaticum.demo.show import Demo, DemoSettings, new_folder
     from viaticum.errors import DataError
+    from viaticum.heavy import check_installed
     from viaticum.questions import read_questions
 
+    check_installed("torch", "local")  # before a gigabyte of weights is fetched for it
     asked = demo_questions() if questions is None else read_questions(questions, limit=LIMIT)
     if unknown := [each.id for each in asked if not each.accepted]:
         raise DataError(f"question {unknown[0]!r} has no answer; the demo compares with known answers")
