@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from torch.nn import functional as F
 NEIGHBOURS = 60
 SIMILARITY_SCALE = 10.0  # a neighbour has the weight exp(SIMILARITY_SCALE * cosine)
 DENSE_FROM = 16  # questions from which sums over neighbours are one matrix product
-EQUAL = 2**16  # parts of 1: cosines in the same one are equal
-CHUNK = 2**25  # numbers of a matrix of asked and known questions that are in memory at a time
+EQUAL = 2**32  # parts of 1: cosines in the same one are equal
+CHUNK = 2**24  # numbers of a matrix of asked and known questions that are in memory at a time
 PRIOR_NEIGHBOURS = 2.0  # weight of a column's mean, in neighbours
 RIDGE = 2.0
 FEATURE_SCALE = 10.0  # factor of squared embeddings, so that the same ridge fits any encoder of unit length
@@ -115,11 +116,16 @@ class NeighboursHead:
         count, ranks = min(count, len(self.embeddings)), torch.arange(len(self.embeddings)).flip(0)
         cosines, indices = [], []
         for part in self._chunks(embeddings):
-            found = part @ self.embeddings.T
+            found = part.double() @ self._exact.T
             order = (found * EQUAL).round().long() * len(ranks) + ranks
             indices.append(order.topk(count).indices)
-            cosines.append(found.gather(1, indices[-1]))
+            cosines.append(found.gather(1, indices[-1]).to(embeddings.dtype))
         return torch.cat(cosines), torch.cat(indices)
+
+    @cached_property
+    def _exact(self) -> Tensor:
+        """In double precision, in which equal texts are equally near to every other."""
+        return self.embeddings.double()
 
     def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Rows of asked questions, so few at a time that their matrices with all known ones stay small."""

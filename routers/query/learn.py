@@ -59,10 +59,16 @@ def add(
 
     Raises:
         InputError: the router knows the pair.
-        DataError: the outcomes are not about the pair, or leave out the questions' texts.
+        DataError: the outcomes are not about the pair, or leave out the questions' texts; the router knows no
+            tokens.
     """
     if pair in router.pairs:
         raise InputError(f"the router knows {pair}; fit it again to change what it knows")
+    if not bool(router.parameters.has_tokens().any()):
+        raise DataError(
+            "the router was fitted on a table without output_tokens, so that it cannot tell what another "
+            "pair costs; fit it on outcomes of that pair too"
+        )
     similarity = _description_similarity(router, pair, descriptions)
     weights, lengths = curve_weights(pair, router.parameters.pairs) or (similarity, similarity)
     offset, token_offsets = torch.zeros(1), torch.zeros(2)

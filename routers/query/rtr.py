@@ -75,7 +75,7 @@ class RTRRouter(QueryRouter):
         known = parameters.seconds
         self._seconds = None if known is None else SecondsHead(parameters.embeddings, known)
         if (tokens := parameters.tokens) is not None:
-            values = torch.cat((tokens.log_tokens, tokens.characters[:, None]), 1)
+            values = torch.cat((tokens.filled(), tokens.characters[:, None]), 1)
             self._lengths = NeighboursHead(parameters.embeddings, values)
         # Calls of each pair that a plan makes at least [M, P].
         calls = [min(plan.need, len(plan.pairs)) for plan in parameters.plans]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from viaticum.quantiles import Array, censored_quantile, expected_beyond
-from viaticum.routers.query.heads import QUANTILES
+from viaticum.routers.query.heads import QUANTILES, mean_known
 
 KNOTS = 9
 WINDOW = 0.3  # share of the known answers around a knot
@@ -62,6 +62,11 @@ class TokenQuantiles:
         """
         index = (self._features(neighbours, dual, log_chars) * self.weights).sum(-1) + self.bias
         return index[..., None] + self._offsets_at(index)
+
+    def filled(self) -> Tensor:
+        """Log tokens of the known questions; of a pair without any the mean of the others [Q, P]."""
+        unknown = self.log_tokens.isnan().all(0)
+        return torch.where(unknown, mean_known(self.log_tokens), self.log_tokens)
 
     def growth(self, log_chars: Tensor, to: Tensor | None) -> Tensor:
         """By how much tokens grow from questions of one length [N] to another; 0: not at all [N, P]."""

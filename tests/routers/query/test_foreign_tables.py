@@ -70,8 +70,15 @@ def test_costs_that_are_unknown_say_nothing_of_their_ratio() -> None:
 def test_pairs_without_tokens_have_their_costs_and_no_tokens(without: tuple[str, ...]) -> None:
     router, matrix = fitted(lambda row: replace(row, output_tokens=None) if row.model in without else row)
     query = Query("mother sister uncle nephew daughter name3 name8")
-    new = [replace(row, model="new", output_tokens=None) for row in KNOWN if row.model == "mid"]
-    more = add(router, Pair("new", "cot"), {}, (1.0, 2.0), OutcomeMatrix.from_outcomes(new))
+    more = router
+    if "tiny" in without:
+        with pytest.raises(DataError, match="without output_tokens"):
+            add(router, Pair("new", "cot"), {}, (1.0, 2.0))
+    else:
+        more = add(router, Pair("new", "cot"), {}, (1.0, 2.0))
+        row = list(more.table(query))[-1]
+        assert 10 < row.tokens_p50 < 100
+        assert 1_000 * row.tokens_p50 < row.cost_p50 < 10_000 * row.tokens_p50
     for row in (*router.table(query), *more.table(query)):
         if row.pair.model in without:
             assert (row.tokens_p50, row.tokens_p90) == (0, 0)
