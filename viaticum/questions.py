@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from viaticum.errors import DataError
@@ -18,6 +19,7 @@ from viaticum.records import read_values
 from viaticum.types import ANSWER_KINDS, Query
 
 COLUMNS = ("id", "question", "answer", "answers", "kind", "options", "choices")  # what a question is made of
+MOST_FIELDS = 100  # characters of a row's fields that a message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ def parse_question(row: Mapping[str, Any], number: int, location: str) -> Questi
     """Parse a question from its JSON object. Raises `DataError`, which starts with the location."""
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f'{location}: no question; write {{"question": "...", "answer": "..."}}')
+        fields = shorten(", ".join(map(str, row)), MOST_FIELDS, placeholder=" ...")
+        found = f" among the fields {fields}" if row and "question" not in row else ""
+        raise DataError(f'{location}: no question{found}; write {{"question": "...", "answer": "..."}}')
     kind = row.get("kind") or None
     if kind is not None and kind not in ANSWER_KINDS:
         raise DataError(f"{location}: unknown answer kind {kind!r}; known: {', '.join(ANSWER_KINDS)}")

@@ -99,7 +99,11 @@ def test_csv_and_parquet_are_read_alike(tmp_path: Path) -> None:
 
 
 BAD = {
-    "no question": ('{"id": "x"}', "no question"),
+    "no question": ('{"id": "x"}', "no question among the fields id; write"),
+    "another name": (
+        '{"prompt": "1 + 1?", "expected": 2}',
+        "no question among the fields prompt, expected; write",
+    ),
     "empty question": ('{"question": " "}', "no question"),
     "kind": ('{"question": "?", "kind": "colour"}', "unknown answer kind 'colour'"),
     "no JSON": ('{"question": ', "not valid JSON"),
