@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,15 @@ def main(folder: Path, provider: str, dies_at: int) -> None:
 
 
 def die_at_write(number: int) -> None:
-    left = [number]
+    left, turn = [number], threading.Lock()  # the answers before it are written by then
     write = BatchRun._write
 
     def killed(*given: Any) -> None:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(*given)
+        with turn:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(*given)
 
     BatchRun._write = killed  # type: ignore[method-assign]
 
