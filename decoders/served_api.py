@@ -71,7 +71,10 @@ class ServedAPI(ABC):
 
     @abstractmethod
     def first_positions(self, answer: Any) -> list[Position]:
-        """The first position of each prompt of a whole answer; raises as `stream_positions`."""
+        """The first position of each prompt of a whole answer; raises as `stream_positions`.
+
+        Returns none where the server gave the answer up.
+        """
 
 
 class VllmAPI(ServedAPI):
@@ -110,6 +113,8 @@ class VllmAPI(ServedAPI):
 
     def first_positions(self, answer: Any) -> list[Position]:
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        if any(choice.get("finish_reason") in GIVEN_UP for choice in choices):
+            return []
         return [self._positions(choice)[0] for choice in choices]
 
     @staticmethod
@@ -185,7 +190,10 @@ class SglangAPI(ServedAPI):
         return positions[len(positions) - (total - seen) :], finish
 
     def first_positions(self, answer: Any) -> list[Position]:
-        found = [self._positions(each.get("meta_info") or {}) for each in answer]
+        metas = [each.get("meta_info") or {} for each in answer]
+        if any(_finish_type(meta) in GIVEN_UP for meta in metas):
+            return []
+        found = [self._positions(meta) for meta in metas]
         if not all(found):
             raise ModelError("the server gives no log probabilities; it has to know return_logprob")
         return [positions[0] for positions in found]

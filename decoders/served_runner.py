@@ -223,11 +223,19 @@ class ServedRunner(Runner):
     async def _verify(self, prompts: list[list[int]]) -> list[Position]:
         """The positions after several prefixes of a text, by one request."""
         body = self.api.body(prompts, 1, stream=False, ignore_eos=True)
-        answer = await self.connection.request("POST", self.api.path, body)
-        try:
-            positions = self.api.first_positions(answer)
-        except _MALFORMED as error:
-            raise self._malformed(error) from None
+        positions: list[Position] = []
+        for attempt in range(self.connection.retries + 1):
+            answer = await self.connection.request("POST", self.api.path, body)
+            try:
+                positions = self.api.first_positions(answer)
+            except _MALFORMED as error:
+                raise self._malformed(error) from None
+            if positions:
+                break
+            given_up = ProviderUnavailable(f"{self.connection.root} gave up its answer")
+            if attempt == self.connection.retries:
+                raise given_up
+            await self.connection.pause(attempt, Interrupted(given_up))
         if len(positions) != len(prompts):
             raise ModelError(f"the server answered {len(positions)} of {len(prompts)} prompts")
         self.traffic.received += len(positions)

@@ -355,6 +355,18 @@ def test_a_text_survives_a_fault(large: TorchRunner, dialect: str, faults: list[
 
 
 @DIALECTS
+def test_a_verification_that_the_server_gives_up_is_asked_for_again(large: TorchRunner, dialect: str) -> None:
+    with served(large, dialect=dialect) as runner:
+        server_of(runner).script = ["abort"]
+        result = pair(runner, draft=3).generate(Request([2, 7, 1], max_new_tokens=8))
+        assert list(result.trace.tokens) == plain_text([2, 7, 1], [True] * 8)
+        assert runner.traffic.retries == 1
+        server_of(runner).script = ["abort"] * 3
+        with pytest.raises(ProviderUnavailable, match="gave up its answer"):
+            pair(runner, draft=3).generate(Request([5, 7, 1], max_new_tokens=8))
+
+
+@DIALECTS
 def test_the_first_event_may_follow_a_byte_order_mark(large: TorchRunner, dialect: str) -> None:
     with served(large, dialect=dialect) as runner:
         server_of(runner).script = ["mark"]

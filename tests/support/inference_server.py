@@ -168,6 +168,9 @@ class InferenceServer:
             return StreamingResponse(events, media_type="text/event-stream")
         answers = []
         for index, prompt in enumerate(prompts):
+            if behaviour == "abort":
+                answers.append(event(index, [], [], "abort"))
+                continue
             made = [each async for each in self.tokens(prompt, settings)]
             answers.append(event(index, [token for token, _ in made], [], made[-1][1]))
         if self.dialect == "sglang":
