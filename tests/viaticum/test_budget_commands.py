@@ -194,6 +194,16 @@ def test_reconcile_lists_what_is_unknown_and_settles_it(run: Run, where: str, tm
     assert "ok: org" in run("verify").stdout
 
 
+def test_verify_vouches_for_the_tree_that_it_checked(run: Run) -> None:
+    run("create", "org", "--limit", "1")
+    run("create", "team", "--parent", "org")
+    run("create", "other", "--limit", "1")
+    assert run("verify", "team").stdout.startswith("ok: org: 2 entries")
+    assert "other" not in run("verify", "team").stdout
+    assert list(told(run("verify", "org", "--json"))["heads"]) == ["org"]
+    assert list(told(run("verify", "--json"))["heads"]) == ["org", "other"]
+
+
 def test_verify_tells_what_was_altered(run: Run, where: str) -> None:
     run("create", "org", "--limit", "0.001")
     run("create", "run", "--parent", "org")

@@ -324,6 +324,9 @@ def verify(
     with opened_ledger(where, read_only=read_only) as ledger:
         findings = ledger.check(name, heads=kept)
         heads = {} if findings else ledger.chain_heads()
+        if heads and name is not None:  # the tree that was checked, and no other
+            root = ledger.lineage(name)[0].name
+            heads = {root: heads[root]}
     if as_json:
         ends = {root: {"entries": count, "head": last} for root, (count, last) in heads.items()}
         print_json({"ok": not findings, "findings": findings, "heads": ends})
