@@ -29,6 +29,7 @@ COMPONENTS, OUTCOMES, TARGETS = 60, 15, 16
 NEAREST = 40  # known questions whose outcomes are read
 COST_SCALE = 0.3  # weight of the cost beside the outcome, in standard deviations
 PRIOR = 0.1  # weight of a column's mean beside the questions of a leaf
+NO_SPREAD = 1e-4  # of the largest deviation: smaller ones are those of rounding
 CHUNK = 128  # questions whose leaves are averaged together
 Array = np.ndarray[Any, Any]
 PATTERNS = (
@@ -123,7 +124,10 @@ class ForestHead:
         neighbours = NeighboursHead(embeddings, correct)
         nearby = neighbours.mean(*_nearest_others(neighbours, embeddings))
         features = Features(
-            embeddings.mean(0), _basis(embeddings, COMPONENTS), _basis(nearby, OUTCOMES), lexical.mean(0)
+            embeddings.mean(0),
+            _read_basis(embeddings, COMPONENTS),
+            _read_basis(nearby, OUTCOMES),
+            lexical.mean(0),
         )
         x = features(embeddings, lexical, nearby).numpy()
         model = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=TRIED, random_state=seed)
@@ -247,3 +251,15 @@ def _basis(values: Tensor, size: int) -> Tensor:
     _, vectors = torch.linalg.eigh(centred.T @ centred)
     found: Tensor = vectors.flip(1)[:, : min(size, len(values) - 1, values.shape[1])].contiguous()
     return found
+
+
+def _read_basis(values: Tensor, size: int) -> Tensor:
+    """As `_basis`, of what trees read: without directions along which values differ by rounding alone.
+
+    A tree that splits on that predicts otherwise on another machine, and of a question that is asked alone.
+    """
+    found = _basis(values, size)
+    spread = ((values - values.mean(0)) @ found).square().mean(0).sqrt()
+    kept = spread > NO_SPREAD * spread[:1]
+    kept[:1] = True
+    return found[:, kept].contiguous()

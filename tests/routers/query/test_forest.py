@@ -140,3 +140,18 @@ def test_a_forest_that_gains_nothing_is_left_out() -> None:
         found = fit(replace(matrix, correct=coin), Words(), settings=RTRSettings(plans=False))  # type: ignore[arg-type]
     gain, error = found.parameters.facts["forest_gain"]
     assert (found.parameters.forest is None) == (gain <= error)
+
+
+def test_no_tree_splits_on_rounding() -> None:
+    """Pairs that are always right together differ by rounding alone: one component tells all of them."""
+    x, lexical, correct, cost = made_up()
+    alike = correct[:, :1].expand(-1, PAIRS).contiguous()
+    head = ForestHead.fit(x, lexical, alike, cost, 0)
+    assert head.features.of_outcomes.shape == (PAIRS, 1)
+    assert head.features.basis.shape == (24, 24)
+    known = NeighboursHead(x, alike)
+    together = head(x, lexical, known.nearest(x, 60))[0]
+    for row in range(0, QUESTIONS, 10):
+        asked = x[row : row + 1]
+        alone = head(asked, lexical[row : row + 1], known.nearest(asked, 60))[0]
+        assert torch.allclose(alone[0], together[row], atol=1e-4)
