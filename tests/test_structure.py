@@ -456,6 +456,16 @@ def test_the_build_and_the_tools_know_every_folder() -> None:
     assert set(tool["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]) == set(FOLDERS)
 
 
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    """450 lines; tests, of which one reads a single one, may be longer."""
+    lengths = {
+        path: len(path.read_text(encoding="utf-8").splitlines())
+        for path in python_files(*FOLDERS, "viaticum", "examples", "benchmarks")
+    }
+    assert len(lengths) > 300
+    assert not [f"{path.relative_to(ROOT)}: {length}" for path, length in lengths.items() if length > 450]
+
+
 def python(program: str) -> str:
     """What a fresh Python prints."""
     done = subprocess.run(
