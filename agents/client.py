@@ -381,7 +381,7 @@ class Viaticum:
 
     def seconds_of(self, row: Row) -> Seconds | None:
         """What a call of a row's pair takes, by the newest calls in the ledger; None where none was seen."""
-        return None if self._resources.latencies is None else self._resources.latencies.of(row)
+        return self._resources.latencies.of(row)
 
     def labels(self, model: str) -> frozenset[str]:
         """Where the data of a model's calls goes (`viaticum.residency`)."""

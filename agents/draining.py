@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -110,22 +110,33 @@ class DrainGate:
         stop at their next step; then the call is ended as well, and charged for what was generated.
         """
         self._after_fork()
-        seconds = 0.0 if is_inside_run() else CLOSING_SECONDS  # a run does not wait for itself
-        until = time.monotonic() + seconds
+        streams = self._open()
+        waits = not is_inside_run() and not any(each.is_read_here for each in streams)  # not for itself
         with self._changed:
             self.closed = True
             for run in self._running:
                 run.request_drain()
-        for stream in self._open():
+        until = time.monotonic() + (CLOSING_SECONDS if waits else 0.0)
+        self._end(streams, until)
+        if not self._have_ended(until):
+            with self._changed:
+                for run in self._running:
+                    run.stopped = True
+        until = time.monotonic() + (SETTLE_SECONDS if waits else 0.0)
+        self._end([each for each in streams if not each.is_over], until)
+        self._have_ended(until)
+
+    def _end(self, streams: Iterable[OpenStream[Any]], until: float) -> None:
+        for stream in streams:
             try:
                 stream.end(until)
             except ViaticumError as error:
                 _log.warning("a stream that was open could not be ended: %s", error)
+
+    def _have_ended(self, until: float) -> bool:
+        """Wait for the runs in progress, up to a monotonic time."""
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._running, seconds):
-                for run in self._running:
-                    run.stopped = True
-                self._changed.wait_for(lambda: not self._running, seconds and SETTLE_SECONDS)
+            return self._changed.wait_for(lambda: not self._running, max(0.0, until - time.monotonic()))
 
     def drain(self, timeout: float) -> bool:
         """Refuse new runs and wait for those in progress; returns whether all have ended.

@@ -37,7 +37,8 @@ NAME = "viaticum_slots"
 MAX_KEY_RATIO = 1.25  # of the longest to the shortest row of a span on a CPU
 # Kinds of layers that keep keys and values alone. In its first chunk, chunked attention is full attention.
 KINDS = frozenset(("full_attention", "sliding_attention", "chunked_attention"))
-MASKED_WINDOWS = ("phimoe",)  # model types that tell their mask of a window, and not their attention
+# Model types whose mask alone has their window; their attention does not tell it.
+MASKED_WINDOWS = ("phimoe", "qwen2_moe")
 
 
 def check_layers(config: Any) -> None:
@@ -69,7 +70,7 @@ def unmasked_length(config: Any) -> int | None:
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
         return int(text.attention_chunk_size)
     window = getattr(text, "sliding_window", None) if text.model_type in MASKED_WINDOWS else None
-    return None if window is None else int(window)
+    return int(window) if window else None  # 0: unused
 
 
 @dataclass(frozen=True, slots=True)

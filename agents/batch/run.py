@@ -61,7 +61,7 @@ from viaticum.agents.batch.start import (
 )
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.workers import WorkerConfig
-from viaticum.agents.workflow.shadow import ShadowSampler
+from viaticum.agents.workflow.shadow import ShadowSampler, check_sampling
 from viaticum.budgets import Ledger
 from viaticum.jobs import CACHE, Job, JobEnd, JobRow
 
@@ -125,6 +125,8 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
         if before is not None:
             check_fingerprint(before, job, folder)
         check_rows(found, input_file, skip_bad=settings.skip_bad)
+        if settings.shadow is not None:  # before anything of an earlier job is cleared
+            check_sampling(settings.shadow, resources.catalogue)
         rows = RowTools(
             resources,
             scope,

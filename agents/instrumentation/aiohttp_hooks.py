@@ -138,7 +138,7 @@ async def _settle(held: SentCall, response: Any) -> None:
         return held.void()
     call = held.call
     hides = call.streams and call.api in ("chat", "completions") and not call.wants_usage
-    reader = UsageReader(call.api, hides_usage=hides)
+    reader = UsageReader(call.api, hides_usage=hides, answers=call.answers)
     if not call.streams:
         reader.read(await response.read())
         return held.settle(reader.count(), reader.kept)

@@ -175,7 +175,7 @@ def _settled(httpx: ModuleType, held: SentCall | None, response: Any, stream: bo
         return response
     call = held.call
     hides = call.streams and call.api in ("chat", "completions") and not call.wants_usage
-    reader = UsageReader(call.api, hides_usage=hides)
+    reader = UsageReader(call.api, hides_usage=hides, answers=call.answers)
     if not stream:
         if "event-stream" in response.headers.get("content-type", ""):
             reader.feed(response.content + b"\n\n")

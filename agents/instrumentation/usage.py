@@ -30,14 +30,18 @@ class UsageReader:
         api: whose form the response has.
         hides_usage: whether events that hold usage and nothing else are left out, for a caller that did not
             ask for them.
+        answers: that the call asks for.
+
+    Attributes:
+        is_complete: whether the last event of a stream has passed, or a report after the end of all answers.
     """
 
-    def __init__(self, api: Api, *, hides_usage: bool = False) -> None:
-        self.api, self._hides = api, hides_usage
+    def __init__(self, api: Api, *, hides_usage: bool = False, answers: int = 1) -> None:
+        self.api, self._hides, self._answers = api, hides_usage, answers
         self._numbers: dict[str, int] = {}
         self._has_output = False
         self._waiting = self._held_back = b""
-        self.is_complete = False  # whether the last event of a stream has passed, or its report
+        self.is_complete = False
         self._finished, self._unfinished = set[str](), set[str]()  # choices of OpenAI's streams
         self.kept: dict[str, int] = {}  # what the provider keeps, by id: tokens that it counted
 
@@ -116,7 +120,8 @@ class UsageReader:
         is_report = bool(value.get("usage")) and not value.get("choices")
         if self.api in ("chat", "completions"):
             self._note_choices(value.get("choices"))
-            self.is_complete = self.is_complete or (bool(value.get("usage")) and not self._unfinished)
+            have_ended = len(self._finished) >= self._answers and not self._unfinished
+            self.is_complete = self.is_complete or (bool(value.get("usage")) and have_ended)
         return not (self._hides and is_report)
 
     def _note_choices(self, choices: Any) -> None:

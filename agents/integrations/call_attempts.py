@@ -126,7 +126,8 @@ class Attempts:
             return self._newest
 
     def _hold_anew(self, call: ModelCall, before: Attempt) -> None:
-        if before not in self._earlier:
+        is_first = before not in self._earlier
+        if is_first:
             self._earlier.append(before)
         if before.has_ended:
             self._settle(before)
@@ -135,9 +136,12 @@ class Attempts:
             self._reserve(self.key, None if call.body == before.call.body else self._most(call))
         except Exception as error:
             self.key, self._newest = before.key, before
+            if is_first and not before.has_ended:  # it is settled with its call
+                self._earlier.remove(before)
             if isinstance(error, BudgetExceeded | BudgetClosed):
                 self.refusal = error
             raise
+        self.refusal = None  # of an attempt before this one
         self._ledger.dispatch(self.key)
 
     def _most(self, call: ModelCall) -> TokenCount | None:

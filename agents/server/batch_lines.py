@@ -30,11 +30,13 @@ from viaticum.agents.server.run import REQUEST_ID, Run, RunItem, api_error
 from viaticum.agents.server.service import Service
 from viaticum.agents.workflow.calls import posted_nanousd
 from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.agents.workflow.settings import AUTO
 from viaticum.budgets.tagging import tagged
 from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, ProviderWait
 
 TRIES = 6  # of a line whose provider is busy or away, and that cost nothing yet
 REFUSALS = 3 * TRIES  # by its provider that a line waits after, between which its calls do not try again
+FAILOVER_AFTER = 3  # refusals of a line that any model may answer
 LONGEST_WAIT = 60.0  # seconds between two of them
 RECALL_SECONDS = 5.0  # after which the rights of a line's key are looked up again while it waits
 LONGEST_BUDGET_WAIT = 10.0  # seconds until a line that did not fit beside running calls is asked again
@@ -109,7 +111,7 @@ class LineAnswers:
             refusal: BudgetExceeded | None = None
             try:
                 with tagged(batch=batch):
-                    body = await self._ask(recall, endpoint, key, line, halt, at_work)
+                    body = await self._ask(recall, endpoint, key, line, halt, at_work, refusals)
                 return LineAnswer(200, request_id, body)
             except Interrupted:
                 raise
@@ -173,15 +175,16 @@ class LineAnswers:
         line: Line,
         halt: asyncio.Event,
         at_work: LinesAtWork,
+        refusals: int,
     ) -> Mapping[str, Any]:
-        """One try. Raises `Interrupted`, or any error of a request."""
+        """One try. Raises `Interrupted`, or any error of a request. refusals: by its provider before."""
         began, label, status = time.perf_counter(), "unknown", 500
         api = self.apis.get(endpoint)
         try:
             if api is None:
                 label, body = await self._embed(recall, key, line, halt, at_work)
             else:
-                label, body = await self._complete(api, recall, key, line, halt, at_work)
+                label, body = await self._complete(api, recall, key, line, halt, at_work, refusals)
             status = 200
             return body
         except (Interrupted, ProviderWait):
@@ -203,6 +206,7 @@ class LineAnswers:
         line: Line,
         halt: asyncio.Event,
         at_work: LinesAtWork,
+        refusals: int,
     ) -> tuple[str, Mapping[str, Any]]:
         service, loop = self.service, asyncio.get_running_loop()
         caller = await self._take_rate(recall, halt)
@@ -222,6 +226,7 @@ class LineAnswers:
             None if request.max_seconds is None else Deadline.after(request.max_seconds),
             request.session,
             is_batch_line=True,
+            waits_aside=refusals < FAILOVER_AFTER or request.model.partition("+")[0] != AUTO,
         )
         at_work.begin()
         try:

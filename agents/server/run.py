@@ -99,6 +99,7 @@ class Run:
         finished: the choices so far.
         route: who writes the first choice.
         is_batch_line: it has a background slot, and is asked again under the same id after a kill.
+        waits_aside: where its provider lets it wait, it ends by `ProviderWait`, and is asked again later.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Run:
     finished: list[CompletionFinished] = field(default_factory=list)
     route: str = ""
     is_batch_line: bool = False
+    waits_aside: bool = False
 
 
 def api_error(error: Exception) -> APIError:

@@ -299,8 +299,10 @@ class Service:
 
 
 def _waits(run: Run) -> AbstractContextManager[None]:
-    """A line of a batch waits for its provider without its slot and its hold, but for moments."""
-    return waiting_at_most(LINE_WAIT) if run.is_batch_line else nullcontext()
+    """A line of a batch waits for its provider without its slot and its hold, but for moments; one that any
+    model may answer, and whose model goes on refusing, fails here so that another one is asked.
+    """
+    return waiting_at_most(LINE_WAIT) if run.waits_aside else nullcontext()
 
 
 def _session_of(run: Run) -> str | None:

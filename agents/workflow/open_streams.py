@@ -34,6 +34,12 @@ class OpenStream(Iterator[Item], Generic[Item]):
         self.is_chat, self.is_over = is_chat, False
         self._items, self._is_ended = items, False
         self._turn = threading.RLock()
+        self._reader: int | None = None  # the thread that waits for an item
+
+    @property
+    def is_read_here(self) -> bool:
+        """Whether this very thread waits for an item, as in a signal handler or in the model's own call."""
+        return self._reader == threading.get_ident()
 
     def __next__(self) -> Item:
         """The next item. Raises `ClientClosed` once the stream was ended by `end`."""
@@ -41,7 +47,11 @@ class OpenStream(Iterator[Item], Generic[Item]):
             with self._turn:
                 if self._is_ended:
                     raise ClientClosed(f"closed while it was at work; {CLOSED}")
-                return next(self._items)
+                self._reader = threading.get_ident()
+                try:
+                    return next(self._items)
+                finally:
+                    self._reader = None
         except BaseException:  # its own, or an interrupt beside it
             self.close()
             raise

@@ -111,14 +111,7 @@ class ShadowSampler:
         is_idle: Callable[[], bool] = lambda: True,
         threads: int = THREADS,
     ) -> None:
-        for name in filter(None, (sampling.model, sampling.judge)):
-            _check_model(resources.catalogue, split_model(name)[0])
-        model = split_model(sampling.model)[0]
-        if sampling.judge is not None and resources.catalogue.is_same_model(sampling.judge, model):
-            raise InputError(
-                f"{sampling.judge} would judge its own answers, which models favour (arXiv 2404.13076); name "
-                "another judge of shadow calls, or none"
-            )
+        check_sampling(sampling, resources.catalogue)
         self.resources, self.sampling, self.path = resources, sampling, path
         self._is_idle = is_idle
         is_local = resources.catalogue[split_model(sampling.model)[0]].kind in ("local", "pair")
@@ -421,6 +414,17 @@ class ShadowSampler:
             append_sample(self.path, sample)
         except ViaticumError as error:
             _log.warning("a shadow sample was not recorded: %s", error)
+
+
+def check_sampling(sampling: ShadowSampling, catalogue: Catalogue) -> None:
+    """Raise `UnknownName` for a model or judge that is not there, `InputError` where they are the same."""
+    for name in filter(None, (sampling.model, sampling.judge)):
+        _check_model(catalogue, split_model(name)[0])
+    if sampling.judge is not None and catalogue.is_same_model(sampling.judge, split_model(sampling.model)[0]):
+        raise InputError(
+            f"{sampling.judge} would judge its own answers, which models favour (arXiv 2404.13076); name "
+            "another judge of shadow calls, or none"
+        )
 
 
 def _check_model(catalogue: Catalogue, name: str) -> None:

@@ -103,7 +103,7 @@ class SoftLimitWatch:
 
     def __init__(self, ledger: Ledger, limits: SoftLimits) -> None:
         self.ledger, self.limits = ledger, limits
-        self._owner, self._lock = uuid.uuid4().hex, threading.Lock()
+        self._owner, self._lock = uuid.uuid4().hex, threading.RLock()
         self._sender = WebhookSender(limits.webhook) if limits.webhook is not None else None
         tries = limits.webhook.retry_seconds if limits.webhook is not None else ()
         self._claim_seconds = CLAIM_SECONDS + 2 * sum(tries)

@@ -223,7 +223,9 @@ def _message_of_body(text: str) -> str:
     found: Any = text
     with suppress(ValueError, SyntaxError, RecursionError):
         if text.startswith(("b'", 'b"')):
-            found = text = ast.literal_eval(text).decode("utf-8", "replace")
+            quoted = ast.literal_eval(text)
+            if isinstance(quoted, bytes):
+                found = text = quoted.decode("utf-8", "replace")
         found = json.loads(text)
         while isinstance(found, dict):  # {"error": {"message": "..."}} and {"error": "..."}
             found = found.get("error") or found.get("message")

@@ -6,6 +6,7 @@ The call ends while the ledger is open: what was used is charged, and nothing st
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -169,6 +170,51 @@ def test_a_call_that_goes_on_too_long_is_ended(
     assert server.hung_up.wait(SOON)
     with Ledger(tmp_path / "ledger.db") as ledger:
         assert [hold.state for hold in ledger.holds()] == ["posted"]
+
+
+def test_a_stream_that_is_silent_for_long_is_ended_before_the_ledger_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first piece comes after the time that calls have to end by themselves."""
+    monkeypatch.setattr("viaticum.agents.draining.CLOSING_SECONDS", 0.2)
+    began, goes_on = Event(), Event()
+
+    def answer(messages: Any, generation: Any) -> str:
+        began.set()
+        goes_on.wait(SOON)
+        return "The answer is 4."
+
+    client = Viaticum(
+        "1", models={"m": ScriptedModel(answer)}, router=FakeRouter("m+direct"), folder=tmp_path
+    )
+    with ThreadPoolExecutor(2) as pool:
+        read = pool.submit(lambda: list(chat(client, "m").stream("hello")))
+        assert began.wait(SOON)
+        closing = pool.submit(client.close)
+        wait_until(lambda: client._gate.closed)
+        time.sleep(0.5)  # past the time; a slower machine makes the test weaker, and never fails it
+        goes_on.set()
+        closing.result(SOON)
+        assert isinstance(read.exception(SOON), ViaticumError | None)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert [hold.state for hold in ledger.holds()] == ["posted"]
+
+
+def test_a_stream_that_is_closed_in_the_thread_of_its_reader_waits_for_nothing(tmp_path: Path) -> None:
+    """As a signal handler does, or the model itself."""
+    clients, seconds = list[Viaticum](), list[float]()
+
+    def close(messages: Any, generation: Any) -> str:
+        before = time.monotonic()
+        clients[0].close()
+        seconds.append(time.monotonic() - before)
+        return "The answer is 4."
+
+    model = ScriptedModel(close)
+    clients.append(Viaticum("1", models={"m": model}, router=FakeRouter("m+direct"), folder=tmp_path))
+    with pytest.raises(ViaticumError):
+        list(chat(clients[0], "m").stream("hello"))
+    assert seconds[0] < 20
 
 
 def test_a_client_that_its_own_call_closes_does_not_wait_for_it(tmp_path: Path) -> None:

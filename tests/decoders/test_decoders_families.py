@@ -30,6 +30,7 @@ from transformers import (
     PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2MoeConfig,
     RecurrentGemmaConfig,
     StableLmConfig,
 )
@@ -137,6 +138,16 @@ def test_a_model_that_would_be_computed_wrongly_is_refused(config: PreTrainedCon
     "config",
     [
         PhimoeConfig(**SIZES | {"pad_token_id": 0}, sliding_window=LIMIT, num_local_experts=2),
+        Qwen2MoeConfig(
+            **SIZES,
+            use_sliding_window=True,
+            sliding_window=LIMIT,
+            max_window_layers=0,
+            num_experts=2,
+            num_experts_per_tok=1,
+            moe_intermediate_size=32,
+            shared_expert_intermediate_size=32,
+        ),
         Llama4TextConfig(
             **SIZES | {"num_hidden_layers": 4, "pad_token_id": 0},
             head_dim=8,
@@ -145,7 +156,7 @@ def test_a_model_that_would_be_computed_wrongly_is_refused(config: PreTrainedCon
             num_local_experts=2,
         ),
     ],
-    ids=["window", "chunks"],
+    ids=["window", "window of Qwen", "chunks"],
 )
 def test_a_text_ends_where_a_mask_would_hide_its_beginning(config: PreTrainedConfig) -> None:
     """The attention is not told of that mask; up to there it hides nothing."""

@@ -33,6 +33,7 @@ from viaticum.errors import (
     ViaticumError,
 )
 from viaticum.models.base import Generation
+from viaticum.models.remote.errors import translate_error
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.remote.prices import with_litellm_price, with_litellm_prices
 from viaticum.routers.query.fake import FakeRouter
@@ -632,3 +633,10 @@ def test_no_thread_of_ours_is_left(server: OpenAIServer) -> None:
     while threading.active_count() > before + 2 and time.time() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before + 2  # LiteLLM keeps one or two for its logging
+
+
+@pytest.mark.parametrize("text", ["b'x', 1", "b'unclosed", "b'away'", "b'{}'"])
+def test_any_text_of_an_error_is_told(server: OpenAIServer, text: str) -> None:
+    told = str(translate_error(RuntimeError(text), spec_for(server)))
+    assert told
+    assert ("away" in told) == ("away" in text)

@@ -30,7 +30,7 @@ from viaticum.agents.workflow.shadow_settings import ShadowSampling
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
-from viaticum.jobs import Job
+from viaticum.jobs import ROWS, Job
 from viaticum.model_spec import ModelSpec
 from viaticum.routers.query import StaticRouter
 from viaticum.routers.query.fake import FakeRouter
@@ -139,6 +139,18 @@ def test_without_a_router_a_job_keeps_to_the_models_that_it_began_with(folder: P
     assert ended.job.fingerprint == begun.job.fingerprint
     new = run(folder, catalogue=Catalogue([own, later]), out=folder / "new.jsonl", **wanted)
     assert {row.pair.partition("+")[0] for row in rows_of(new)} == {"later"}
+
+
+def test_a_shadow_judge_of_the_same_model_is_refused_before_an_earlier_job_is_cleared(folder: Path) -> None:
+    write_questions(folder / "in.jsonl", 2)
+    entries = [scripted(USED), scripted("asked")]
+    rows = job(folder, entries).folder / ROWS
+    kept = rows.read_bytes()
+    assert kept
+    shadow = ShadowSampling("asked+cot", 1.0, "0.01", judge="asked")
+    with pytest.raises(InputError, match="asked would judge its own answers"):
+        job(folder, entries, shadow=shadow, resume=False, force=True)
+    assert rows.read_bytes() == kept
 
 
 def test_models_that_rows_options_and_shadow_calls_name_are_used(folder: Path) -> None:

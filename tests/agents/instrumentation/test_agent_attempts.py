@@ -405,6 +405,49 @@ def test_an_interrupt_at_any_step_of_a_further_attempt_leaves_no_hold() -> None:
     assert at > 20
 
 
+def test_an_attempt_after_a_refused_one_is_settled_where_it_fails(ledger: Ledger) -> None:
+    """A client may try a smaller request after one that did not fit."""
+    ledger.create("b", limit_nanousd=10**9)
+    call, usage = ModelCall("chat", "127.0.0.1", "small", {}, LIMIT, False), {"small": TokenCount(10, LIMIT)}
+    prices, asked = {"small": Price.per_million("1", "2")}, list[str]()
+    ledger.reserve("b", "first", usage, prices, dispatch=True)
+
+    def reserve(key: str, _: TokenCount | None) -> None:
+        asked.append(key)
+        if len(asked) == 1:
+            raise BudgetExceeded("it does not fit")
+        ledger.reserve("b", key, usage, prices)
+
+    attempts = Attempts(ledger, "first", reserve, len)
+    attempts.reserve(call).settle(None)
+    with pytest.raises(BudgetExceeded):
+        attempts.reserve(call)
+    assert attempts.refusal is not None
+    attempts.reserve(call)
+    assert attempts.refusal is None
+    attempts.end()
+    end_call(ledger, attempts, RuntimeError())
+    assert [hold.state for hold in ledger.holds()] == ["posted", "posted"]
+
+
+def test_a_request_beside_a_refused_one_is_settled_once(ledger: Ledger) -> None:
+    """Two at once, of which the second does not fit: the first is the newest, whose report is awaited."""
+    ledger.create("b", limit_nanousd=10**9)
+    call, usage = ModelCall("chat", "127.0.0.1", "small", {}, LIMIT, False), {"small": TokenCount(10, LIMIT)}
+    ledger.reserve("b", "first", usage, {"small": Price.per_million("1", "2")}, dispatch=True)
+
+    def refuse(key: str, _: TokenCount | None) -> None:
+        raise BudgetExceeded("it does not fit")
+
+    attempts = Attempts(ledger, "first", refuse, len)
+    attempts.reserve(call)
+    with pytest.raises(BudgetExceeded):
+        attempts.reserve(call)
+    attempts.end()
+    assert [hold.state for hold in ledger.holds()] == ["dispatched"]
+    assert attempts.key == "first"
+
+
 def test_a_further_attempt_whose_hold_fails_is_not_sent_unheld(ledger: Ledger) -> None:
     """A client that tries once more after an error of the ledger is asked for a hold again."""
     ledger.create("b", limit_nanousd=10**9)

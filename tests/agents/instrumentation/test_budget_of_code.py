@@ -367,6 +367,14 @@ def test_the_end_of_an_answer_waits_for_the_event_after_it() -> None:
     last = event(choices=[{"index": 0, "delta": {"content": ""}, "finish_reason": None}], usage=usage)
     assert reader.feed(last) == first + last
     assert reader.is_complete, "a report in an event with a choice, as OpenRouter sends it"
+    early = UsageReader("chat")
+    early.feed(event(choices=[], usage=usage))
+    assert not early.is_complete, "before any choice"
+    pair = UsageReader("chat", answers=2)
+    pair.feed(event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}], usage=usage))
+    assert not pair.is_complete, "the second one has not begun"
+    pair.feed(event(choices=[{"index": 1, "delta": {}, "finish_reason": "stop"}], usage=usage))
+    assert pair.is_complete
     unreported = UsageReader("chat")
     assert unreported.feed(first) == b""
     assert unreported.finish() == first

@@ -16,6 +16,7 @@ from openai_batches import CHAT, create, ended, jsonl, line, rows, sdk
 from openai_server import OpenAIServer, running_server, spec_for
 from viaticum_server import WORD, RunningServer, hold_back, serving, wait_until, write_catalogue
 
+from viaticum import FakeRouter
 from viaticum.agents.openai_api.batches import Line, new_batch, parse_batch_request
 from viaticum.agents.openai_api.chat import ChatCompletions
 from viaticum.agents.responses_api.store import ResponseStore
@@ -729,6 +730,25 @@ def test_a_line_whose_provider_refuses_for_good_has_its_error(
         (answer,) = rows(client, batch.error_file_id).values()
         assert answer["response"]["status_code"] == 429
         assert len(far.requests) == 2
+        server.assert_settled()
+
+
+def test_a_line_that_any_model_may_answer_is_answered_by_another_one(
+    tmp_path: Path, far: OpenAIServer
+) -> None:
+    """It waits for its best model a few times, and no longer."""
+    catalogue = Catalogue.load(write_catalogue(tmp_path)).with_models(spec_for(far))
+    router = FakeRouter("far+direct", "fast+direct")
+    with (
+        serving(tmp_path, catalogue=catalogue, router=router, budget="10", concurrency=1) as server,
+        sdk(server) as client,
+    ):
+        far.script = [(429, {"retry-after": "1.5"}, "slow down")] * 20
+        batch = ended(client, create(client, jsonl(line("a", "auto"))))
+        (answer,) = rows(client, batch.output_file_id).values()
+        assert answer["response"]["status_code"] == 200
+        assert len(far.requests) == 6
+        assert [hold.state for hold in server.client.ledger.holds()] == ["void"] * 4 + ["posted"]
         server.assert_settled()
 
 
