@@ -28,12 +28,19 @@ Answer: {{answer}}
 
 Give your reason in one or two sentences, then a last line with one word: RIGHT or WRONG."""
 YES, NO = "yes", "no"  # verdicts as answers
-_PART = re.compile(r"[\n:;,]|[.!?](?=\s)")  # ends the part of a sentence that the verdict is in
+# What ends a clause. "not so" and "not because" go on.
+_BREAK = re.compile(
+    r"(?i)[\n:;,\u2014\u2192\u21d2]|[.!?](?=\s)|\s[-\u2013]+\s|[-=]+>|(?<!not\s)(?<!n['\u2019]t\s)"
+    r"\b(?:so|thus|hence|therefore|because|but|and\s+(?:it\s+|the\s+answer\s+)?is)\b"
+)
+_REACH = 6  # words before a verdict that can take it back
 # What takes a verdict back, or asks for one: "NOT RIGHT", "partly RIGHT", "RIGHT or WRONG", "is it RIGHT?".
-_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither|hardly)|n['\u2019]t)[\s*_\"'`]*\Z")
+_DENIED = re.compile(r"(?i)(?:\b(?:not|or|nor|never|neither|hardly)|n['\u2019]t)[\s*_\"'`\u2013\u2014-]*\Z")
 _HEDGED = re.compile(
-    r"(?i)\b(?:not|nor|never|neither|hardly|cannot|or|if|whether|unless|partly|partially|half|mostly|almost|"
-    r"would|wrong|right)\b|n['\u2019]t\b"
+    r"(?i:\b(?:nor|never|neither|hardly|cannot|or|if|whether|unless|otherwise|else|partly|partially|half|mostly"
+    r"|almost|would|(?:wrong|incorrect)\s+to)\b|\b(?:right|wrong)\s*/"
+    r"|(?:\bnot|n['\u2019]t)\b(?!\s\W?\d[\d.,]*\s(?!per)))"  # "not 15" corrects a number
+    r"|\b(?:RIGHT|WRONG)\b"
 )
 _VERDICT = re.compile(r"(?:\b(RIGHT|WRONG)|(?:\A|\n|:)\W*((?i:right|wrong)))\W*\Z")
 
@@ -54,7 +61,8 @@ def read_verdict(text: str) -> bool | None:
         return None
     word = 1 if found[1] else 2
     before, after = text[: found.start(word)], text[found.end(word) :]
-    if _DENIED.search(before) or _HEDGED.search(_PART.split(before)[-1]) or "?" in after:
+    near = " ".join(_BREAK.split(before)[-1].split()[-_REACH:])
+    if _DENIED.search(before) or _HEDGED.search(near) or "?" in after:
         return None
     return found[word].upper() == "RIGHT"
 

@@ -126,11 +126,43 @@ def test_the_choice_is_the_last_word_on_its_own() -> None:
         "It would be WRONG to call it RIGHT",
         "Is it RIGHT?",
         "not\nRIGHT",
+        "RIGHT or\nWRONG",
+        "not WRONG",
+        "RIGHT?",
+        "It is not 100% RIGHT",
+        "I do not think that the answer is RIGHT",
+        "It does not add up, so I cannot call it RIGHT",
+        "I am not so sure that it is RIGHT",
+        "RIGHT if it is 5, otherwise WRONG",
+        "It is wrong to call it RIGHT",
+        "right/WRONG",
         "",
     ],
 )
 def test_a_verdict_that_is_taken_back_or_asked_for_is_none(text: str) -> None:
     assert read_verdict(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("The sum is 12 and not 15 so the answer is WRONG", False),
+        ("The answer doesn't account for tax so it is WRONG", False),
+        ("The answer is wrong - WRONG", False),
+        ("48 + 24 is 72 (not 70) - WRONG", False),
+        ("48 + 24 is 72, not 70 \u2192 WRONG", False),
+        ("The sum is not 15 and the answer is WRONG", False),
+        ("It does not have the unit and is therefore WRONG", False),
+        ("The method is right but the answer is WRONG", False),
+        ("The unit is not given\u2014WRONG", False),
+        ("This is the right answer - RIGHT", True),
+        ("It does not matter how it is written because the sum of the parts is RIGHT", True),
+    ],
+)
+def test_a_verdict_after_a_reason_on_its_line_counts(text: str, verdict: bool) -> None:
+    """Reasons deny something more often where the verdict is WRONG: to drop them would favour RIGHT."""
+    assert read_verdict(text) is verdict
+    assert verdict_of(text, "length") is None
 
 
 def test_a_verdict_counts_of_a_call_that_came_to_its_end() -> None:
