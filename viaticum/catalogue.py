@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import platformdirs
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from viaticum.errors import InputError, UnknownName, UnknownPrice, one_line
 from viaticum.local_settings import LocalSettings
@@ -278,8 +278,24 @@ def _first_problem(error: ValidationError) -> str:
     field = "".join(f".{part}" for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{field}: {one_line(first['msg'].removeprefix('Value error, '))}"
-    near = get_close_matches(field[1:], ModelSpec.model_fields, n=1)
+    near = get_close_matches(str(first["loc"][-1]), _fields_beside(first["loc"]), n=1)
     return f"{field}: there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _fields_beside(location: Sequence[int | str]) -> Iterable[str]:
+    """The fields that one at a location of an entry could be; none where its table is of several kinds."""
+    if len(location) == 1:
+        return ModelSpec.model_fields
+    outer = ModelSpec.model_fields.get(str(location[0]))
+    models = [*_models_in(outer.annotation)] if outer else []
+    return models[0].model_fields if len(models) == 1 else ()
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _keys_of(spec: ModelSpec) -> Iterator[str]:

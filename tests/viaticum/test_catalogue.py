@@ -158,6 +158,14 @@ def test_with_models_leaves_the_original_alone() -> None:
             '[models.x]\nkind="local"\ndescripton="d"\ncontext_length=1',
             "models.x.descripton: there is no such field; did you mean 'description'?",
         ),
+        (
+            f'[models."{SMALL}".generation]\ntemprature = 1',
+            f"models.{SMALL}.generation.temprature: there is no such field; did you mean 'temperature'?",
+        ),
+        (
+            f'[[models."{SMALL}".price_tiers]]\nabove_token = 1',
+            f"models.{SMALL}.price_tiers.0.above_token: there is no such field; did you mean 'above_tokens'?",
+        ),
         (f'[models."{SMALL}"]\ninput_price = -0.1', f"models.{SMALL}.input_price: Input should be greater"),
         (f'[models."{SMALL}"]\ninput_price = nan', f"models.{SMALL}.input_price"),
         (f'[models."{SMALL}"]\nkind = "cloud"', f"models.{SMALL}.kind: Input should be 'local'"),
