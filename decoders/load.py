@@ -98,6 +98,7 @@ def load_weights(
     Raises:
         InputError: the engine, device or dtype is not there, or `weights` is not possible with them.
         WeightsError: the weights cannot be read, or are not those of the model.
+        ModelError: its layers keep more than keys and values.
     """
     if engine == "auto":
         engine = default_engine(path, device=device, dtype=dtype, weights=weights, graphs=graphs)
@@ -193,6 +194,7 @@ def load_torch(
     Raises:
         WeightsError: the folder lacks a tensor of the model, or holds one that the model has no place for.
         InputError: device or dtype is not there, or `weights` is not possible with them.
+        ModelError: its layers keep more than keys and values.
     """
     target = resolve_device(device)
     resolved = resolve_dtype(dtype, target)

@@ -135,11 +135,11 @@ class Importer:
             values[name] = look_up(row, column)
             if values[name] is None and name in ("question", "model", "correct"):
                 raise DataError(f"{source}: no {column!r}, which {name} is read from; correct --map")
+        # NaN is what is missing in a table of pandas, also in a column of texts.
+        values = {name: value for name, value in values.items() if value == value}
         if self.call is not None and (key := values.pop("key", None)) is not None:
             known = self._of_call(source, str(key))
             values = known | {name: value for name, value in values.items() if value is not None}
-        # NaN is what is missing in a table of pandas, also in a column of texts.
-        values = {name: value for name, value in values.items() if value == value}
         values |= settings.constants
         if pair := values.pop("pair", None):
             try:

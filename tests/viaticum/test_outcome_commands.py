@@ -310,6 +310,11 @@ def test_live_calls_with_feedback(tmp_path: Path) -> None:
     table = write_lines(tmp_path / "thumbs.jsonl", {"key": "run/0", "question": "2+2?", "correct": True})
     (row,) = imported(tmp_path, table, "--from", "live", "--ledger", where)
     assert (str(row.pair), row.cost_nanousd, row.correct) == ("m+cot", 18_000, True)
+    nothing = dict.fromkeys(("model", "strategy", "cost_nanousd", "output_tokens"), math.nan)
+    table = write_lines(
+        tmp_path / "nan.jsonl", {"key": "run/0", "question": "2+2?", "correct": True, **nothing}
+    )
+    assert imported(tmp_path, table, "--from", "live", "--ledger", where) == [replace(row, dataset="nan")]
     missing = write_lines(tmp_path / "more.jsonl", {"key": "run/9", "question": "2+2?", "correct": True})
     with pytest.raises(DataError, match="line 1: the ledger has no settled call with the key 'run/9'"):
         imported(tmp_path, missing, "--from", "live", "--ledger", where)
@@ -385,6 +390,9 @@ def test_no_table_is_written_over_one_that_is_read(tmp_path: Path) -> None:
         run("split", path, "--train", other, "--held-out", other)
     with pytest.raises(InputError, match="is the file that is read"):
         run("import", path, "--out", path)
+    for arguments in (("merge", path, path), ("reprice", path)):
+        with pytest.raises(InputError, match="is the file that is read"):
+            run(*arguments, "--out", tmp_path / "link.jsonl")
     assert path.read_bytes() == before
     assert not other.exists()
 
@@ -442,10 +450,11 @@ def test_costs_follow_a_new_list_of_prices(tmp_path: Path, suffix: str) -> None:
         replace(each, cost_nanousd=None) for each in rows
     ]
     assert json.loads((tmp_path / "new.jsonl").read_text().splitlines()[0])["note"] == "kept"
-    printed = json.loads(run("reprice", table, "--out", table, "--catalogue", catalogue, "--json"))
+    again = tmp_path / f"again.{suffix}"
+    printed = json.loads(run("reprice", table, "--out", again, "--catalogue", catalogue, "--json"))
     assert printed["models"] == {"far": {"outcomes": 2, "before": 5, "after": 600_000}}
     assert printed["kept"] == {"far": 1, "gone": 1}
-    assert [each.cost_nanousd for each in read_outcomes(table)] == [300_000, 300_000, 5, 5]
+    assert [each.cost_nanousd for each in read_outcomes(again)] == [300_000, 300_000, 5, 5]
 
 
 def test_a_table_without_a_priced_row_is_left_alone(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def merge(tables: Tables, out: Out, keep: Keep = "error", as_json: JsonFlag = Fa
     """Put several tables into one, each pair once on each question."""
     from viaticum.outcome_imports import unique
 
+    check_is_no_input(out, tables)
     summary = _write(out, unique(_rows(tables), keep))
     typer.echo(json.dumps({"path": str(out), **summary}) if as_json else _words(out, summary))
 
@@ -193,6 +194,7 @@ def reprice(
     from viaticum.outcomes import parse_outcome
     from viaticum.repricing import Repricing
 
+    check_is_no_input(out, [table])
     specs = with_litellm_prices(Catalogue.load(catalogue)).values()
     done = Repricing({spec.name: spec.price for spec in specs if spec.price is not None})
     rows = [
