@@ -100,7 +100,7 @@ def plan_from_hold(hold: Hold) -> Plan | None:
     """The plan that the call of a hold belongs to, read from its tags; None if they name none."""
     if "plan" in hold.tags:
         need, *pairs = json.loads(hold.tags["plan"])
-        return Plan(tuple(map(Pair.parse, pairs)), need)
+        return Plan(tuple(map(Pair.parse, pairs)), need, stored=True)
     if {"model", "strategy"} <= set(hold.tags):
         return Plan((Pair(hold.tags["model"], hold.tags["strategy"]),))
     return None

@@ -14,7 +14,7 @@ plans; cascades with a judge, as in FrugalGPT (arXiv 2305.05176), are closest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Plan:
     Args:
         pairs: called in this order. The second of three may be a check, as `judge+verify`.
         need: equal answers that end the plan; 1 where a check does.
+        stored: read from what an earlier version may have written, whose models could check their own
+            answers. Such a plan is not followed.
 
     Raises:
         InputError: no pairs, one of them twice, a check elsewhere, or a model that checks its own answer.
@@ -49,13 +51,14 @@ class Plan:
 
     pairs: tuple[Pair, ...]
     need: int = 2
+    stored: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, stored: bool) -> None:
         if not self.pairs or len(set(self.pairs)) < len(self.pairs):
             raise InputError("a plan asks at least one pair, and each once")
         checks = [pair.is_check for pair in self.pairs]
         if checks == [False, True, False] and self.need == BY_CHECK:
-            if self.pairs[0].model == self.pairs[1].model:
+            if self.pairs[0].model == self.pairs[1].model and not stored:
                 raise InputError(f"{self.pairs[0].model} does not check its own answers; {SELF_CHECK}")
             return
         if len(checks) > 1 and any(checks):

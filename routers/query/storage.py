@@ -208,7 +208,10 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
     added, heads = tuple(map(Pair.parse, document["added"])), tuple(document["settings"]["heads"])
     return RouterParameters(
         pairs=pairs,
-        plans=tuple(Plan(tuple(map(Pair.parse, plan["pairs"])), plan["need"]) for plan in document["plans"]),
+        plans=tuple(
+            Plan(tuple(map(Pair.parse, plan["pairs"])), plan["need"], stored=True)
+            for plan in document["plans"]
+        ),
         embeddings=tensors["embeddings"].float(),
         correct=correct,
         cost=tensors["cost"],

@@ -16,7 +16,9 @@ from viaticum import Viaticum
 from viaticum.agents.batch.planned_rows import RouteEstimates
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
 from viaticum.agents.workflow.graph import Workflow
+from viaticum.agents.workflow.serialization import plan_from_hold, plan_to_tags
 from viaticum.agents.workflow.state import RowAllowance
+from viaticum.budgets.records import Hold
 from viaticum.catalogue import Catalogue
 from viaticum.commands.router_inputs import read_matrix
 from viaticum.errors import InputError, ProviderUnavailable, RateLimited
@@ -265,6 +267,21 @@ def test_a_model_does_not_check_its_own_answer_under_another_name(tmp_path: Path
         question: Any = {"question": "What is 2 + 3?", "kind": "number"}
         Workflow(resources).build().invoke(question, context=decided)
     assert models["judge"].calls == 0
+
+
+def test_a_stored_plan_whose_model_checks_its_own_answer_is_read_and_not_followed(tmp_path: Path) -> None:
+    """The call of an earlier version is continued without the check."""
+    client, models = ask(tmp_path, ("The answer is 5.",) * 3)
+    with client:
+        resources, tags = client._resources, plan_to_tags(["small+cot", "small+verify", "big+cot"], 1)
+        plan = plan_from_hold(Hold("old", "main", "posted", 0, 0, {}, {}, "", tags=tags))
+        assert plan is not None
+        assert plan.pairs == (SMALL, Pair("small", "verify"), BIG)
+        assert not resources.can_follow(plan)
+        decided = RowAllowance(budget=resources.budget, on_short="cheaper", run="job/q1", plan=plan)
+        question: Any = {"question": "What is 2 + 3?", "kind": "number"}
+        Workflow(resources).build().invoke(question, context=decided)
+    assert (models["small"].calls, models["judge"].calls) == (1, 0)
 
 
 def test_verify_answers_no_question(tmp_path: Path) -> None:

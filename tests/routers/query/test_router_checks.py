@@ -80,6 +80,19 @@ def test_a_plan_with_a_check_is_validated_and_printed() -> None:
             Plan(pairs, need)
 
 
+def test_a_router_of_an_earlier_version_whose_model_checks_its_own_answers_is_read(
+    checking: RTRRouter, tmp_path: Path
+) -> None:
+    found = checks_of(checking)[0]
+    first, _, last = found.pairs
+    own = Plan((first, Pair(first.model, "verify"), last), 1, stored=True)
+    plans = tuple(own if plan == found else plan for plan in checking.plans)
+    RTRRouter(replace(checking.parameters, plans=plans), Words()).save(tmp_path)  # type: ignore[arg-type]
+    router = RTRRouter.load(tmp_path, Words())  # type: ignore[arg-type]
+    assert router.plans == plans
+    assert own in [row.plan for row in router.plans_for(Query("mother sister uncle"))]
+
+
 def test_simulating_a_check_follows_its_rule() -> None:
     """Read literally, question by question: yes ends it, else the last pair's answer if it gives one."""
     rng = np.random.default_rng(3)
