@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 SAMPLE = 1_000  # word triples of a text
-PAIRS = 2**24  # of texts, that are compared at a time
+PAIRS = 2**24  # of texts, that are in memory at a time
+BLOCK = 2**16  # pairs of texts that are compared before their groups are joined
 ROUNDING = 1e-9
 # Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
 UNSPACED = (
@@ -62,11 +63,13 @@ def group_alike(vectors: Any, labels: Array, numbers: Array, threshold: float) -
         row, column = part.row + start, part.col
         candidate = (column > row) & (part.data >= threshold - rest[row] - ROUNDING)
         row, column = row[candidate], column[candidate]
-        # What is in one group already need not be compared.
-        open_still = labels[numbers[row]] != labels[numbers[column]]
-        row, column = row[open_still], column[open_still]
-        alike = _cosines(vectors, row, column) >= threshold
-        labels = _joined(labels, numbers[row[alike]], numbers[column[alike]])
+        for begin in range(0, len(row), BLOCK):
+            first, second = row[begin : begin + BLOCK], column[begin : begin + BLOCK]
+            # What is in one group already need not be compared.
+            open_still = labels[numbers[first]] != labels[numbers[second]]
+            first, second = first[open_still], second[open_still]
+            alike = _cosines(vectors, first, second) >= threshold
+            labels = _joined(labels, numbers[first[alike]], numbers[second[alike]])
     return labels
 
 

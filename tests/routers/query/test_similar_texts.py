@@ -28,6 +28,7 @@ def test_the_join_finds_what_comparing_all_pairs_finds(
     seed: int, pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(similar_texts, "PAIRS", pairs)
+    monkeypatch.setattr(similar_texts, "BLOCK", max(1, min(pairs // 16, similar_texts.BLOCK)))
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefgh", k=4)) for _ in range(60)]
     texts = [" ".join(rng.choices(words[: rng.choice((8, 60))], k=rng.randint(1, 12))) for _ in range(40)]
@@ -58,6 +59,23 @@ def test_many_texts_of_one_template_are_one_group() -> None:
     texts = [f"where is my order number {number} please" for number in range(30_000)]
     groups = near_duplicates([*texts, "write a song about the sea"])
     assert groups.tolist() == [0] * len(texts) + [1]
+
+
+def test_texts_that_are_in_one_group_already_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two million pairs are candidates; the first comparisons join them all."""
+    compared, cosines = [], similar_texts._cosines
+
+    def count(vectors: object, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        compared.append(len(first))
+        return cosines(vectors, first, second)
+
+    monkeypatch.setattr(similar_texts, "_cosines", count)
+    rng = random.Random(0)
+    names = ["".join(rng.choices("abcdefgh", k=7)) for _ in range(2_000)]
+    groups = near_duplicates([f"{'where is ' * 20} the parcel of {name}" for name in names])
+    assert set(groups.tolist()) == {0}
+    assert max(compared) <= similar_texts.BLOCK
+    assert sum(compared) <= 2 * similar_texts.BLOCK
 
 
 def test_neighbours_are_the_same_a_few_questions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
