@@ -64,7 +64,7 @@ def add(
     """
     if pair in router.pairs:
         raise InputError(f"the router knows {pair}; fit it again to change what it knows")
-    if not bool(router.parameters.has_tokens().any()):
+    if not bool(router.parameters.has_tokens.any()):
         raise DataError(
             "the router was fitted on a table without output_tokens, so that it cannot tell what another "
             "pair costs; fit it on outcomes of that pair too"

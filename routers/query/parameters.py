@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from functools import cached_property
 from math import isnan
 from typing import Any
 
@@ -156,6 +157,12 @@ class RouterParameters:
             TableOrigin(dataset or "an outcome table", self.facts["questions"], self.facts.get("date", ""))
         )
 
+    @cached_property
+    def all_prices(self) -> Tensor:
+        """As `prices`, added pairs included [P + A, 2]."""
+        return self.prices if self.added is None else torch.cat((self.prices, self.added.prices))
+
+    @cached_property
     def has_tokens(self) -> Tensor:
         """Whether anything is known of the output tokens of each pair, added ones included [P + A].
 
@@ -167,6 +174,7 @@ class RouterParameters:
         added = 0 if self.added is None else len(self.added.pairs)
         return torch.cat((fitted, fitted.any().expand(added)))
 
+    @cached_property
     def cut_at(self) -> list[int | None]:
         """For every pair, added ones included, the tokens at which its known outputs were cut."""
         known = [] if self.tokens is None else self.tokens.cut_at.tolist()

@@ -253,36 +253,36 @@ class RTRRouter(QueryRouter):
 
         Of a pair whose outcomes say no tokens these are 0, and costs those of the nearest known questions.
         """
-        prediction = self._predict_text(query.text)
-        added = self.parameters.added
-        prices = (
-            self.parameters.prices if added is None else torch.cat((self.parameters.prices, added.prices))
-        )
+        return self._table(self._predict_text(query.text))
+
+    def _table(self, prediction: Prediction, known_costs: Tensor | None = None) -> RoutingTable:
+        """known_costs: as `_known_costs`, where they are computed already."""
+        prices = self.parameters.all_prices
         rows, tokens, seconds = [], prediction.tokens[0], prediction.seconds[0].tolist()
         per_prompt, per_token = prices[:, :1] + prediction.prompt[0][:, None], prices[:, 1:]
         if self._adjusted is None:
             dollars = per_prompt + per_token * tokens
         else:
             dollars = (per_prompt + per_token * tokens / self._adjusted.tokens) * self._adjusted.dollars
-        has_tokens = self.parameters.has_tokens()
-        counted, cut_at = tokens.masked_fill(~has_tokens[:, None], 0.0), self.parameters.cut_at()
+        has_tokens, cut_at = self.parameters.has_tokens, self.parameters.cut_at
+        counted = tokens.masked_fill(~has_tokens[:, None], 0.0)
         if not bool(has_tokens.all()):
-            known = self._known_costs(prediction)[:, : len(self.parameters.pairs)].T
+            known = self._known_costs(prediction) if known_costs is None else known_costs
+            known = known[:, : len(self.parameters.pairs)].T
             dollars = torch.where(has_tokens[:, None], dollars, torch.cat((known, dollars[len(known) :])))
         for pair, column, (median, high), costs, cut in zip(
             self.pairs, self.pair_columns, counted.tolist(), dollars.tolist(), cut_at, strict=True
         ):
-            accuracy, mean = float(prediction.accuracy[0, column]), float(prediction.own_cost[0, column])
             low_cost, high_cost = _nanousd(costs[0]), _nanousd(max(costs))
             rows.append(
                 Row(
                     pair,
-                    accuracy,
+                    float(prediction.accuracy[0, column]),
                     round(median),
                     round(max(median, high)),
                     low_cost,
                     high_cost,
-                    _nanousd(mean),
+                    _nanousd(float(prediction.own_cost[0, column])),
                     cut,
                     origin=self._origin_of((pair,)),
                     seconds=_known(seconds[column]),
@@ -302,8 +302,8 @@ class RTRRouter(QueryRouter):
         These are the 60 nearest ones, with what the query's own prompt costs more.
         """
         prediction = self._predict_text(query.text)
-        alone = {row.pair: row for row in self.table(query)}
-        quantiles = self._known_costs(prediction).T.tolist()
+        known = self._known_costs(prediction)
+        alone, quantiles = {row.pair: row for row in self._table(prediction, known)}, known.T.tolist()
         rows, seconds = [], prediction.seconds[0].tolist()
         for column, plan in enumerate(self.plans):
             accuracy, mean = (float(each[0, column]) for each in (prediction.accuracy, prediction.cost))

@@ -20,6 +20,7 @@ from viaticum.routers.query.learn import add
 from viaticum.routers.query.leave_out import evaluate_leaving_out
 from viaticum.routers.query.outcome_matrix import OutcomeMatrix
 from viaticum.routers.query.plans import COST_WEIGHTS
+from viaticum.routers.query.prediction import Prediction
 from viaticum.routers.query.rtr import RTRRouter
 from viaticum.types import Outcome, Pair, Query
 
@@ -152,3 +153,51 @@ def test_of_many_questions_with_one_text_the_first_are_the_nearest() -> None:
         begins = (indices[:, :1] // 50) * 50
         assert torch.equal(indices, begins + torch.arange(20))
         assert torch.allclose(cosines, torch.ones_like(cosines))
+
+
+def test_nearest_of_one_question_are_looked_for_among_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless more of them are about equally near than are looked at: then among all, in double precision."""
+    rng = np.random.default_rng(0)
+    known = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((3_000, 32))).float(), dim=1)
+    head = NeighboursHead(known, torch.zeros(3_000, 1))
+    wanted = head.nearest(known[:20], 40)
+    alike = NeighboursHead(torch.cat((known[:1].expand(200, -1), known)), torch.zeros(3_200, 1))
+    assert torch.equal(alike.nearest(known[:1], 40)[1][0], torch.arange(40))
+    # What is near but for rounding in single precision is in its order.
+    shifted = known[:1] + 1e-7 * torch.from_numpy(rng.standard_normal((3_000, 32))).float()
+    close = NeighboursHead(shifted, torch.zeros(3_000, 1))
+    assert torch.equal(close.nearest(known[:1], 40)[1][0], close.nearest(known[:20], 40)[1][0])
+
+    def fail(_: NeighboursHead) -> torch.Tensor:
+        raise AssertionError("all known questions were looked at in double precision")
+
+    monkeypatch.setattr(NeighboursHead, "_exact", property(fail))
+    fresh = NeighboursHead(known, torch.zeros(3_000, 1))
+    for number in range(20):
+        cosines, indices = fresh.nearest(known[number : number + 1], 40)
+        assert torch.equal(indices[0], wanted[1][number])
+        assert torch.allclose(cosines[0], wanted[0][number], atol=1e-6)
+
+
+def test_what_is_known_of_all_questions_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which pairs have tokens follows from every known outcome, and is not read again for each question."""
+    router, _ = fitted(lambda row: replace(row, output_tokens=None) if row.model == "mid" else row)
+    counts = {"known": 0, "all": 0}
+    known_costs, isnan = RTRRouter._known_costs, torch.Tensor.isnan
+    stored = router.parameters.tokens
+    assert stored is not None
+
+    def of_question(self: RTRRouter, prediction: Prediction) -> torch.Tensor:
+        counts["known"] += 1
+        return known_costs(self, prediction)
+
+    def of_all(values: torch.Tensor) -> torch.Tensor:
+        counts["all"] += values is stored.log_tokens
+        return isnan(values)
+
+    monkeypatch.setattr(RTRRouter, "_known_costs", of_question)
+    monkeypatch.setattr(torch.Tensor, "isnan", of_all)
+    for text in ("mother sister uncle", "nephew daughter", "name3 name8"):
+        router.plans_for(Query(text))
+        router.plans_for(Query(text))
+    assert counts == {"known": 6, "all": 1}
