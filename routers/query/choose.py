@@ -7,6 +7,7 @@ that is accurate enough, and accuracy minus lambda times cost.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ class Best(Policy):
     """The highest accuracy; among equals the cheapest."""
 
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
-        row = max(rows, key=lambda row: (row.accuracy, -row.expected_cost))
+        row = max(rows, key=lambda row: (row.accuracy, -row.expected_cost, -_seconds_of(row)))
         return row, f"highest expected accuracy, {row.accuracy:.0%}, of {_ways(rows)}"
 
 
@@ -97,7 +98,7 @@ class Cheapest(Policy):
         if not enough:
             row, _ = Best().pick(rows)
             return row, f"no pair that fits reaches {self.accuracy:.0%}; the best of them, {row.accuracy:.0%}"
-        row = min(enough, key=lambda row: (row.expected_cost, -row.accuracy))
+        row = min(enough, key=lambda row: (row.expected_cost, -row.accuracy, _seconds_of(row)))
         return row, f"cheapest of {len(enough)} ways expected to reach {self.accuracy:.0%}"
 
 
@@ -160,7 +161,7 @@ class Within(Policy):
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         highest = max(row.accuracy for row in rows)
         near = [row for row in rows if row.accuracy >= highest - self.distance - ROUNDING]
-        row = min(near, key=lambda row: (row.expected_cost, -row.accuracy))
+        row = min(near, key=lambda row: (row.expected_cost, -row.accuracy, _seconds_of(row)))
         if len(near) == 1:
             return Best().pick(rows)
         points = f"{100 * self.distance:g} point{'' if self.distance == 0.01 else 's'}"
@@ -181,7 +182,9 @@ class Weighted(Policy):
             raise InputError(f"the weight of a dollar is 0 or more, got {self.per_dollar}")
 
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
-        row = max(rows, key=lambda row: (self._score(row), -row.expected_cost))
+        row = max(
+            rows, key=lambda row: (self._score(row), -row.expected_cost, row.accuracy, -_seconds_of(row))
+        )
         return row, f"highest accuracy less {self.per_dollar:g} a dollar: {self._score(row):.3f}"
 
     def _score(self, row: Costed) -> float:
@@ -263,6 +266,11 @@ def _pick(rows: list[TableRow], policy: Policy) -> tuple[TableRow, str]:
         if usual.expected_cost < row.expected_cost:
             row, why = rows[averages.index(usual)], f"{usual_why}, by averages"
     return row, f"{why}; {row.origin}" if row.origin else why
+
+
+def _seconds_of(row: Costed) -> float:
+    """What decides between rows that are equal otherwise."""
+    return math.inf if row.seconds is None else row.seconds
 
 
 def _ways(rows: Sequence[object]) -> str:

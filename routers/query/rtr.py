@@ -253,9 +253,9 @@ class RTRRouter(QueryRouter):
 
         Of a pair whose outcomes say no tokens these are 0, and costs those of the nearest known questions.
         """
-        return self._table(self._predict_text(query.text))
+        return self._table_of(self._predict_text(query.text))
 
-    def _table(self, prediction: Prediction, known_costs: Tensor | None = None) -> RoutingTable:
+    def _table_of(self, prediction: Prediction, known_costs: Tensor | None = None) -> RoutingTable:
         """known_costs: as `_known_costs`, where they are computed already."""
         prices = self.parameters.all_prices
         rows, tokens, seconds = [], prediction.tokens[0], prediction.seconds[0].tolist()
@@ -303,7 +303,7 @@ class RTRRouter(QueryRouter):
         """
         prediction = self._predict_text(query.text)
         known = self._known_costs(prediction)
-        alone, quantiles = {row.pair: row for row in self._table(prediction, known)}, known.T.tolist()
+        alone, quantiles = {row.pair: row for row in self._table_of(prediction, known)}, known.T.tolist()
         rows, seconds = [], prediction.seconds[0].tolist()
         for column, plan in enumerate(self.plans):
             accuracy, mean = (float(each[0, column]) for each in (prediction.accuracy, prediction.cost))
