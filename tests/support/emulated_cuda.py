@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from host_reads import READS
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,18 +32,6 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
-# Operations whose result the host has to know: a number, or the size of what comes out.
-WAITS = {
-    "_local_scalar_dense",
-    "is_nonzero",
-    "item",
-    "equal",
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-}
 COPIES = {"copy_", "_to_copy"}
 INDEXED = {"index", "index_put_", "_index_put_impl_"}
 MIXES = COPIES | INDEXED  # may take tensors of the host
@@ -204,7 +193,7 @@ class Device(TorchDispatchMode):
         if name == "_to_copy" and not to_host and found is plain_args[0]:
             found = found.clone()
         self._record(func, plain_args, plain_kwargs, found, captures)
-        if to_host or name in WAITS or (name == "copy_" and not isinstance(args[0], OnDevice)):
+        if to_host or name in READS or (name == "copy_" and not isinstance(args[0], OnDevice)):
             return args[0] if name == "copy_" else found
         by_memory = {id(_numbers(each)): each for each in given}
         device = torch.device("cuda", index)
@@ -226,7 +215,7 @@ class Device(TorchDispatchMode):
         """Count what the host waits for, and check what may not happen now."""
         indices = args[1] if name in INDEXED else ()
         flags = any(each is not None and each.dtype == torch.bool for each in indices)
-        if name in WAITS or to_host or flags or (name == "where" and len(args) == 1):
+        if name in READS or to_host or flags or (name == "where" and len(args) == 1):
             self.wait(name, index)
         elif name == "copy_" and not isinstance(args[0], OnDevice):
             self.wait("copy to the host", index)
